@@ -1,0 +1,49 @@
+"""Numba loops over contiguous arrays. NumPy and Numba only; no formula, no file, no record lives here.
+
+A kernel is a plain function named for what it computes: arrays in, `out` last, nothing allocated, nothing returned
+but a count. `@kernel(signature)` compiles it at its first call, for exactly the dtypes it names, so that
+
+* importing this package costs nothing (importing Numba costs 0.3 s, each kernel about 0.15 s);
+* a read-only input (an Arrow buffer) and a writable one run the same machine code instead of compiling twice;
+* a wrong dtype is a TypeError, not a silent conversion.
+
+`kernel.python` is the uncompiled function, for tests and debuggers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Kernel:
+    """A function compiled by Numba at its first call, for one signature."""
+
+    def __init__(self, python: Callable[..., Any], signature: str) -> None:
+        self.python = python
+        self.signature = signature
+        self.__doc__ = python.__doc__
+        self.__name__ = python.__name__
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *arrays: Any) -> Any:
+        if self._compiled is None:
+            self._compiled = self._compile()
+        return self._compiled(*arrays)
+
+    def _compile(self) -> Callable[..., Any]:
+        from numba import njit, types
+
+        dtypes = {"i4": types.int32, "i8": types.int64, "u2": types.uint16, "u4": types.uint32, "u8": types.uint64}
+        arguments = []
+        for word in self.signature.split():
+            writable, dtype, rank = word.startswith("out:"), word.removeprefix("out:")[:2], word.count(":") - word.count("out:")
+            scalar = dtypes[dtype]
+            arguments.append(types.Array(scalar, rank, "C", readonly=not writable) if rank else scalar)
+        return njit(types.int64(*arguments), nogil=True)(self.python)
+
+
+def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
+    """Declare a kernel; `signature` names the arguments in order.
+
+    `i8` is an int64 scalar, `i4[:]` a read-only int32 vector, `u2[::]` a matrix, `out:i4[:]` a vector that is written.
+    """
+    return lambda python: Kernel(python, signature)
