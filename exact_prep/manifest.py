@@ -1,0 +1,294 @@
+"""What was made, as frozen records, and their schemas. A format is these records and the parsers below; no other I/O.
+
+    manifest.json   Manifest     one per dataset, written last: no manifest, no dataset
+    weights.json    WeightsFile  after `weigh`
+    (work)          Plan, TaskRecord   while a run is under way
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from exact_prep.config import Packing, PackOptions, Record, SpecialTokens
+from exact_prep.errors import DatasetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT_VERSION = 1
+ALIGNMENT = "target"
+"""`loss_weights[t]` belongs to the target `input_ids[t]`, as Hugging Face labels do."""
+
+Count = Annotated[int, Field(ge=0)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name inside the dataset directory: no separator, nothing hidden, so it cannot lead elsewhere."""
+
+
+class InputFile(Record):
+    """One file of the corpus, as it was when the run was planned."""
+
+    path: str
+    """As the user named it."""
+    bytes: Count
+    format: Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "hub"]
+    modified_ns: int = Field(default=0, exclude=True)
+    """Modification time, ns; compared while a run is under way, not kept in the manifest."""
+
+
+class Slice(Record):
+    """A part of one input file: bytes of a splittable text file, row groups or batches of a columnar one."""
+
+    file: Count
+    """Index into the inputs."""
+    start: Count = 0
+    stop: Count | None = None
+    """End of the slice, exclusive; None is the end of the file."""
+
+
+class TokenizerRecord(Record):
+    """Which tokenizer made the ids, and how they were proven."""
+
+    name: str
+    """As the user named it; empty if the corpus came as ids."""
+    sha256: str
+    """Of the tokenizer.json; empty if the corpus came as ids."""
+    vocab_size: Count
+    """Largest id + 1."""
+    eos_id: int | None
+    """Appended to every document; None if nothing is."""
+    bos_id: int | None
+    """Prepended to every document; None if nothing is."""
+    pad_id: int
+    """Fills the end of a row. Padding is told by `seq_lengths`, never by this id: EOS may be the same."""
+    special_tokens_in_text: SpecialTokens
+    backend: str
+    """Library that encoded."""
+    backend_version: str
+    reference_version: str
+    """Version of `tokenizers`, which decides what is right."""
+    parity_texts: Count
+    """Texts encoded by both libraries, before and during the run."""
+    parity_bytes: Count
+    parity_differences: Count
+    fallback: str | None = None
+    """Why the fast library was not used, if it was not."""
+
+
+class TokenLedger(Record):
+    """Where every token came from and went. `text + bos + eos = rows + sum(dropped)`, or the run fails."""
+
+    text_tokens: Count = 0
+    """Tokens that came from the text, or from the ids of a tokenized corpus."""
+    bos_tokens: Count = 0
+    eos_tokens: Count = 0
+    row_tokens: Count = 0
+    """Tokens in rows, padding apart."""
+    dropped: dict[str, Count] = {}
+    """Tokens left out, by reason. exact-prep drops none."""
+    padding: Count = 0
+    """Padding tokens in rows."""
+
+    def balance(self) -> int:
+        """Tokens unaccounted for; 0 unless there is a bug."""
+        return self.text_tokens + self.bos_tokens + self.eos_tokens - self.row_tokens - sum(self.dropped.values())
+
+
+class DocumentCounts(Record):
+    """What became of the records of the corpus."""
+
+    records: Count = 0
+    """Lines, rows or files read."""
+    packed: Count = 0
+    empty: Count = 0
+    rejected: Count = 0
+
+
+class ShardRecord(Record):
+    """One Arrow file and its checksums."""
+
+    file: FileName
+    task: Count
+    rows: Count
+    segments: Count
+    tokens: Count
+    """Tokens in segments; padding is not counted."""
+    bytes: Count
+    content_xxh3: Digest
+    """xxh3-128 of the file without the values of `loss_weights`: it outlives `weigh`."""
+    weights_xxh3: Digest
+    """xxh3-128 of the values of `loss_weights` as `pack` wrote them: 1 for supervised targets, 0 for the rest."""
+
+
+class ExposureRecord(Record):
+    """Supervised targets per bucket of effective left context: [0, 7], [8, 15], [16, 31], ..."""
+
+    counts: tuple[Count, ...]
+    """Targets with left context >= 1."""
+    segments: Count
+    """Segments, that is targets with left context 0."""
+
+
+class PackedCounts(Record):
+    """What one task made for one row length."""
+
+    ledger: TokenLedger
+    exposure: ExposureRecord
+    documents_cut: Count
+    """Documents that lie in more than one segment."""
+    longest_context: Count
+    """Largest effective left context."""
+    shards: tuple[ShardRecord, ...]
+
+
+class TaskRecord(Record):
+    """The completion marker of a task, on disk while a run is under way."""
+
+    task: Count
+    documents: DocumentCounts
+    text_bytes: Count
+    parity_texts: Count
+    parity_bytes: Count
+    packed: dict[int, PackedCounts]
+    """By row length."""
+    rejected: tuple[dict[str, str | int], ...] = ()
+
+
+class TaskSummary(Record):
+    """What a task read: it makes `doc_ids` findable."""
+
+    slices: tuple[Slice, ...]
+    first_record: Count
+    """Number in the corpus of the task's first record: corpus number = first_record + doc_id."""
+    documents: DocumentCounts
+
+
+class Plan(Record):
+    """What a run set out to do; a run that finds another plan in its way refuses."""
+
+    format_version: int = FORMAT_VERSION
+    tool_version: str
+    options: PackOptions
+    tokenizer: TokenizerRecord
+    inputs: tuple[InputFile, ...]
+    modified_ns: tuple[int, ...]
+    """Modification times of the inputs."""
+    tasks: tuple[tuple[Slice, ...], ...]
+
+
+class Manifest(Record):
+    """A packed dataset: what it was made of, how, and what is in it. Same inputs and options, same bytes."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    tool_version: str
+    seq_len: Annotated[int, Field(ge=2)]
+    packing: Packing
+    alignment: Literal["target"] = ALIGNMENT
+    options: PackOptions
+    tokenizer: TokenizerRecord
+    inputs: tuple[InputFile, ...]
+    left_out: dict[str, Count] = {}
+    """Files found in input directories but not read, by suffix."""
+    tasks: tuple[TaskSummary, ...]
+    documents: DocumentCounts
+    text_bytes: Count
+    documents_cut: Count
+    longest_context: Count
+    ledger: TokenLedger
+    exposure: ExposureRecord
+    rows: Count
+    shards: tuple[ShardRecord, ...]
+    tree_hash: Digest
+    """xxh3-128 over the shards' checksums in order: equal for equal data, however it was made."""
+
+
+class ShardWeights(Record):
+    """What `weigh` left in one shard."""
+
+    file: FileName
+    weights_xxh3: Digest
+    """xxh3-128 of the values of `loss_weights`."""
+
+
+class RoundingRecord(Record):
+    """What rounding to float16 did, over the corpus."""
+
+    max_relative_error: float
+    mean_weight: float
+    mean_weight_float16: float
+    zeros: Count
+
+
+class WeightsFile(Record):
+    """weights.json: the table that `loss_weights` holds, and all that it follows from."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    tool_version: str
+    state: Literal["under way", "complete"]
+    """`under way`: some shards hold these weights, others what they held before; run `weigh` again."""
+    dataset_tree_hash: Digest
+    """The manifest's tree hash: weights belong to one dataset."""
+    seq_len: Annotated[int, Field(ge=2)]
+    alignment: Literal["target"] = ALIGNMENT
+    alpha: float
+    gamma: float
+    tail_from: int
+    """tau as asked, in tokens."""
+    tail_start: int
+    """Where the tail begins: the first bucket edge at or above tau."""
+    eps: float
+    max_weight: float | None
+    supervise_first: bool
+    normalize: Literal["none", "mean"]
+    bucket_edges: tuple[int, ...]
+    """Bucket b is [bucket_edges[b], bucket_edges[b + 1])."""
+    exposure: ExposureRecord
+    counts: tuple[Count, ...]
+    """Supervised targets per bucket."""
+    in_tail: tuple[bool, ...]
+    weights: tuple[float, ...]
+    """Weight of a supervised target per bucket, before rounding to float16."""
+    scale: float
+    """What all weights were divided by (`normalize`)."""
+    extra: float
+    """Extra supervision of the tail as it came out; alpha less what clipping took."""
+    tail_share: float
+    """The tail's share of supervised targets."""
+    weighted_tail_share: float
+    """The tail's share of supervision."""
+    rounding: RoundingRecord
+    shards: tuple[ShardWeights, ...] = ()
+    """Checksums of the weights, shard by shard; empty while under way."""
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def parse(record: type[RecordT], data: bytes, path: Path) -> RecordT:
+    """The record in `data`; raises DatasetError that names `path` and every bad field."""
+    try:
+        return record.model_validate_json(data)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc']) or 'file'}: {fault['msg']}" for fault in error.errors()[:5]
+        )
+        raise DatasetError(f"{path} is not a {record.__name__} that this version reads: {faults}") from error
+
+
+def encode(record: Record) -> bytes:
+    """The bytes of a record on disk."""
+    return canonical_json(record.model_dump(mode="json"))
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON whose bytes depend on the value alone: sorted keys, two spaces, final newline."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def fingerprint(record: Record) -> str:
+    """sha256 of a record's bytes: equal records, equal fingerprint."""
+    return hashlib.sha256(encode(record)).hexdigest()

@@ -1,0 +1,309 @@
+"""Documents to rows: `concat` and `best-fit`. Every token of every document goes into exactly one row.
+
+A packer takes pieces (documents, or parts of one that is too long to hold) and hands out rows in batches. It first
+plans segments, then gathers tokens; a plan is columns, so that shuffling rows is shuffling a plan.
+
+    concat     documents end to end, cut at row edges; the last row of a task alone is padded
+    best-fit   documents longer than a row give full rows and a remainder; remainders and short documents are packed
+               best-fit decreasing over a bounded window, rows in corpus order
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exact_prep.batches import PackedBatch, TokenBatch
+from exact_prep.kernels.best_fit import best_fit
+from exact_prep.kernels.rows import gather
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from exact_prep.config import Packing
+
+WINDOW_TOKENS = 1 << 24
+"""Best-fit and shuffling look at this many tokens at once (64 MB of ids), or 64 rows if that is more."""
+
+BATCH_TOKENS = 1 << 21
+"""Tokens per record batch: 8 MB of ids, 4 MB of weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pieces:
+    """Documents, or parts of one, over one array of ids; columns of equal length P."""
+
+    ids: np.ndarray
+    """int32[T]."""
+    starts: np.ndarray
+    """Where each piece starts in `ids`, int64[P]."""
+    lengths: np.ndarray
+    """Tokens of each piece, at least 1, int64[P]."""
+    doc_ids: np.ndarray
+    """int64[P]."""
+    doc_offsets: np.ndarray
+    """Where each piece starts inside its document, int64[P]."""
+    continues: bool = False
+    """Whether the last piece's document goes on after it."""
+
+    def take(self, index: np.ndarray) -> Pieces:
+        """The pieces in the order of `index`, over the same ids."""
+        return Pieces(
+            ids=self.ids,
+            starts=self.starts[index],
+            lengths=self.lengths[index],
+            doc_ids=self.doc_ids[index],
+            doc_offsets=self.doc_offsets[index],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowPlan:
+    """Rows as segments over pieces' ids; `segments` are pieces that lie in one row each."""
+
+    segments: Pieces
+    segments_per_row: np.ndarray
+    """int32[R]."""
+    cut: int
+    """Documents whose first segment ends before they do: each document cut counts once."""
+    rest: Pieces | None = None
+    """Pieces that await more tokens."""
+
+
+def as_pieces(batch: TokenBatch) -> Pieces:
+    """The pieces of a token batch."""
+    return Pieces(
+        ids=batch.ids,
+        starts=batch.offsets[:-1],
+        lengths=np.diff(batch.offsets),
+        doc_ids=batch.doc_ids,
+        doc_offsets=batch.doc_offsets,
+        continues=batch.continues,
+    )
+
+
+def join(parts: list[Pieces]) -> Pieces:
+    """One `Pieces` over one array of ids. A piece that carries on where the one before it stopped is joined to it."""
+    if len(parts) == 1:
+        return parts[0]
+    # Parts refer to contiguous stretches of their ids: copy just those.
+    stretches, bases, base = [], [], 0
+    for part in parts:
+        low = int(part.starts[0])
+        high = int(part.starts[-1] + part.lengths[-1])
+        stretches.append(part.ids[low:high])
+        bases.append(part.starts - low + base)
+        base += high - low
+    joined = Pieces(
+        ids=np.concatenate(stretches),
+        starts=np.concatenate(bases),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        doc_ids=np.concatenate([part.doc_ids for part in parts]),
+        doc_offsets=np.concatenate([part.doc_offsets for part in parts]),
+        continues=parts[-1].continues,
+    )
+    fresh = np.ones(joined.starts.size, bool)
+    fresh[1:] = (joined.doc_ids[1:] != joined.doc_ids[:-1]) | (
+        joined.doc_offsets[1:] != joined.doc_offsets[:-1] + joined.lengths[:-1]
+    )
+    first = np.flatnonzero(fresh)
+    return Pieces(
+        ids=joined.ids,
+        starts=joined.starts[first],
+        lengths=np.add.reduceat(joined.lengths, first),
+        doc_ids=joined.doc_ids[first],
+        doc_offsets=joined.doc_offsets[first],
+        continues=joined.continues,
+    )
+
+
+def cut(pieces: Pieces, edges: np.ndarray, ends: np.ndarray) -> tuple[Pieces, np.ndarray]:
+    """Cut pieces laid end to end at the token positions `edges`; also which segments end before their document does.
+
+    `ends[P]` are the pieces' ends in that stream, in tokens.
+    """
+    stops = np.union1d(ends, edges)
+    starts = np.concatenate([[0], stops[:-1]])
+    piece = np.searchsorted(ends, starts, side="right")
+    inside = starts - (ends[piece] - pieces.lengths[piece])
+    unfinished = stops < ends[piece]
+    if pieces.continues and unfinished.size:
+        unfinished[-1] = True
+    segments = Pieces(
+        ids=pieces.ids,
+        starts=pieces.starts[piece] + inside,
+        lengths=stops - starts,
+        doc_ids=pieces.doc_ids[piece],
+        doc_offsets=pieces.doc_offsets[piece] + inside,
+        continues=pieces.continues,
+    )
+    return segments, unfinished
+
+
+def plan_concat(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
+    """Lay the pieces end to end and cut them at row edges; what does not fill a row waits unless this is the last."""
+    ends = np.cumsum(pieces.lengths)
+    total = int(ends[-1])
+    whole = total - total % seq_len
+    segments, unfinished = cut(pieces, np.arange(seq_len, whole + 1, seq_len), ends)
+    row = (np.cumsum(segments.lengths) - 1) // seq_len
+    settled = row.size if last else int(np.searchsorted(row, whole // seq_len))
+    firsts = unfinished[:settled] & (segments.doc_offsets[:settled] == 0)
+    rest = None
+    if settled < row.size:
+        waiting = segments.take(np.arange(settled, row.size))
+        rest = Pieces(**{name: getattr(waiting, name) for name in COLUMNS}, continues=pieces.continues)
+    return RowPlan(
+        segments=segments.take(np.arange(settled)),
+        segments_per_row=np.bincount(row[:settled]).astype(np.int32),
+        cut=int(firsts.sum()),
+        rest=rest,
+    )
+
+
+def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
+    """Full rows from pieces longer than a row; what remains is packed best-fit decreasing, rows in corpus order.
+
+    If the last document goes on, its full rows are cut here and its remainder waits.
+    """
+    ends = np.cumsum(pieces.lengths)
+    full = pieces.lengths // seq_len - (pieces.lengths % seq_len == 0)
+    of = np.repeat(np.arange(full.size), full)
+    number = np.arange(of.size) - np.repeat(np.cumsum(full) - full, full)
+    edges = (ends - pieces.lengths)[of] + (number + 1) * seq_len
+    segments, unfinished = cut(pieces, edges, ends)
+    rest = None
+    if pieces.continues and not last:
+        tail = segments.take(np.array([segments.lengths.size - 1]))
+        rest = Pieces(**{name: getattr(tail, name) for name in COLUMNS}, continues=True)
+        segments, unfinished = segments.take(np.arange(segments.lengths.size - 1)), unfinished[:-1]
+    bin_of = pack_best_fit(segments.lengths.astype(np.int32), seq_len)
+    # Rows in the order of their first document, segments inside a row in corpus order.
+    _, first, row = np.unique(bin_of, return_index=True, return_inverse=True)
+    rank = np.empty(first.size, np.int64)
+    rank[np.argsort(first)] = np.arange(first.size)
+    row = rank[row]
+    return RowPlan(
+        segments=segments.take(np.argsort(row, kind="stable")),
+        segments_per_row=np.bincount(row).astype(np.int32),
+        cut=int((unfinished & (segments.doc_offsets == 0)).sum()),
+        rest=rest,
+    )
+
+
+def pack_best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Bin of each item, int32[N], by best-fit decreasing; `lengths[N]` int32 in [1, capacity], earlier first in ties."""
+    bin_of = np.empty(lengths.size, np.int32)
+    order = np.argsort(-lengths, kind="stable")
+    newest = np.full(capacity + 1, -1, np.int32)
+    older = np.empty(lengths.size, np.int32)
+    occupied = np.zeros((capacity >> 6) + 1, np.uint64)
+    best_fit(lengths, order, capacity, bin_of, newest, older, occupied)
+    return bin_of
+
+
+COLUMNS = ("ids", "starts", "lengths", "doc_ids", "doc_offsets")
+PLANS: dict[Packing, Callable[..., RowPlan]] = {"concat": plan_concat, "best-fit": plan_best_fit}
+
+
+class Packer:
+    """Turns the token batches of one task into rows of `seq_len` tokens.
+
+    Windows depend on the token batches alone, so the same task gives the same rows.
+    """
+
+    def __init__(self, *, packing: Packing, seq_len: int, pad_id: int, shuffle: tuple[int, int] | None = None) -> None:
+        """`shuffle` is (seed, task index)."""
+        self.documents_cut = 0
+        self._plan = PLANS[packing]
+        self._seq_len = seq_len
+        self._pad_id = pad_id
+        self._shuffle = shuffle
+        self._windows = 0
+        look_ahead = packing == "best-fit" or shuffle is not None
+        self._window = max(WINDOW_TOKENS, 64 * seq_len) if look_ahead else 1
+        self._waiting: list[Pieces] = []
+        self._tokens = 0
+
+    def add(self, batch: TokenBatch) -> Iterator[PackedBatch]:
+        """Take the tokens of `batch`; yields the rows that are settled by now."""
+        if batch.ids.size:
+            self._waiting.append(as_pieces(batch))
+            self._tokens += batch.ids.size
+        # A shuffled document must be whole, so a window waits for its end.
+        if self._tokens >= self._window and not (self._shuffle and batch.continues):
+            yield from self._settle(last=False)
+
+    def finish(self) -> Iterator[PackedBatch]:
+        """Yield the rows that are left."""
+        if self._waiting:
+            yield from self._settle(last=True)
+
+    def _settle(self, *, last: bool) -> Iterator[PackedBatch]:
+        pieces = join(self._waiting)
+        if self._shuffle:
+            pieces = self._permuted(pieces)
+        plan = self._plan(pieces, self._seq_len, last=last)
+        self.documents_cut += plan.cut
+        self._waiting = [plan.rest] if plan.rest is not None else []
+        self._tokens = int(plan.rest.lengths.sum()) if plan.rest is not None else 0
+        if self._shuffle:
+            plan = shuffled_rows(plan, permutation(plan.segments_per_row.size, *self._shuffle, self._windows, 1))
+        self._windows += 1
+        yield from self._rows(plan)
+
+    def _permuted(self, pieces: Pieces) -> Pieces:
+        """The documents in random order, those that were begun in an earlier window first."""
+        assert self._shuffle is not None
+        begun = int((pieces.doc_offsets[:1] > 0).sum()) if self._windows else 0
+        order = permutation(pieces.starts.size - begun, *self._shuffle, self._windows, 0) + begun
+        return pieces.take(np.concatenate([np.arange(begun), order]))
+
+    def _rows(self, plan: RowPlan) -> Iterator[PackedBatch]:
+        segments = plan.segments
+        splits = np.concatenate([[0], np.cumsum(plan.segments_per_row)])
+        step = max(BATCH_TOKENS // self._seq_len, 1)
+        for row in range(0, plan.segments_per_row.size, step):
+            per_row = plan.segments_per_row[row : row + step]
+            here = slice(int(splits[row]), int(splits[row + per_row.size]))
+            lengths = segments.lengths[here].astype(np.int32)
+            rows = np.empty((per_row.size, self._seq_len), np.int32)
+            gather(segments.ids, segments.starts[here], lengths, per_row, self._pad_id, rows)
+            yield PackedBatch(
+                input_ids=rows,
+                segments_per_row=per_row,
+                seq_lengths=lengths,
+                doc_ids=segments.doc_ids[here],
+                doc_offsets=segments.doc_offsets[here],
+            )
+
+
+def shuffled_rows(plan: RowPlan, order: np.ndarray) -> RowPlan:
+    """The rows of a plan in another order."""
+    stops = np.cumsum(plan.segments_per_row, dtype=np.int64)
+    per_row = plan.segments_per_row[order]
+    starts = (stops - plan.segments_per_row)[order]
+    index = np.repeat(starts - (np.cumsum(per_row) - per_row), per_row) + np.arange(int(per_row.sum()))
+    return RowPlan(segments=plan.segments.take(index), segments_per_row=per_row, cut=plan.cut, rest=plan.rest)
+
+
+def permutation(size: int, *key: int) -> np.ndarray:
+    """A permutation of `size` things that depends on the key alone, on any machine and with any NumPy.
+
+    Things are sorted by a hash of (key, number): splitmix64 (Steele, Lea, Flood 2014), which NumPy's own generators,
+    free to change their streams, do not promise.
+    """
+    state = np.zeros(1, np.uint64)
+    for word in key:
+        state = mix(state ^ np.uint64(word))
+    return np.argsort(mix(state + np.arange(size, dtype=np.uint64)), kind="stable")
+
+
+def mix(words: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser of uint64 words, wrapping."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
