@@ -47,16 +47,16 @@ class TokenizerOptions(Record):
     """Which library encodes; `auto` takes the fast one where it is proven equal."""
     special_tokens_in_text: SpecialTokens = "text"
     """What text that spells a special token becomes: plain text, the special token, or an error."""
-    eos: bool = True
-    """Whether EOS is appended to each document."""
+    eos: bool | None = None
+    """Whether EOS is appended to each document; None appends it to text, and nothing to a corpus that came as ids."""
     bos: bool | None = None
     """Whether BOS is prepended; None follows the tokenizer's own post-processor."""
     eos_token: str | None = None
-    """The EOS token, where the tokenizer does not name one."""
+    """The EOS token, where the tokenizer does not name one; without a tokenizer its id."""
     bos_token: str | None = None
-    """The BOS token, where the tokenizer does not name one."""
+    """The BOS token, where the tokenizer does not name one; without a tokenizer its id."""
     pad_token: str | None = None
-    """The padding token; EOS where neither this nor the tokenizer names one."""
+    """The padding token, or without a tokenizer its id; EOS where neither this nor the tokenizer names one."""
 
 
 class PackingOptions(Record):

@@ -85,37 +85,41 @@ def as_pieces(batch: TokenBatch) -> Pieces:
 
 
 def join(parts: list[Pieces]) -> Pieces:
-    """One `Pieces` over one array of ids. A piece that carries on where the one before it stopped is joined to it."""
+    """One `Pieces` over one array of ids, from parts whose pieces lie end to end.
+
+    A piece that carries on where the one before it stopped becomes part of it.
+    """
     if len(parts) == 1:
         return parts[0]
-    # Parts refer to contiguous stretches of their ids: copy just those.
-    stretches, bases, base = [], [], 0
-    for part in parts:
-        low = int(part.starts[0])
-        high = int(part.starts[-1] + part.lengths[-1])
-        stretches.append(part.ids[low:high])
-        bases.append(part.starts - low + base)
-        base += high - low
-    joined = Pieces(
-        ids=np.concatenate(stretches),
-        starts=np.concatenate(bases),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        doc_ids=np.concatenate([part.doc_ids for part in parts]),
-        doc_offsets=np.concatenate([part.doc_offsets for part in parts]),
-        continues=parts[-1].continues,
-    )
-    fresh = np.ones(joined.starts.size, bool)
-    fresh[1:] = (joined.doc_ids[1:] != joined.doc_ids[:-1]) | (
-        joined.doc_offsets[1:] != joined.doc_offsets[:-1] + joined.lengths[:-1]
-    )
+    lengths = np.concatenate([part.lengths for part in parts])
+    doc_ids = np.concatenate([part.doc_ids for part in parts])
+    doc_offsets = np.concatenate([part.doc_offsets for part in parts])
+    fresh = np.ones(lengths.size, bool)
+    fresh[1:] = (doc_ids[1:] != doc_ids[:-1]) | (doc_offsets[1:] != doc_offsets[:-1] + lengths[:-1])
     first = np.flatnonzero(fresh)
     return Pieces(
-        ids=joined.ids,
-        starts=joined.starts[first],
-        lengths=np.add.reduceat(joined.lengths, first),
-        doc_ids=joined.doc_ids[first],
-        doc_offsets=joined.doc_offsets[first],
-        continues=joined.continues,
+        ids=np.concatenate([part.ids for part in parts]),
+        starts=(np.cumsum(lengths) - lengths)[first],
+        lengths=np.add.reduceat(lengths, first),
+        doc_ids=doc_ids[first],
+        doc_offsets=doc_offsets[first],
+        continues=parts[-1].continues,
+    )
+
+
+def compact(segments: Pieces, index: np.ndarray, *, continues: bool) -> Pieces:
+    """A copy of some segments that lie end to end in ids of their own."""
+    chosen = segments.take(index)
+    lengths = chosen.lengths.astype(np.int32)
+    ids = np.empty((1, int(chosen.lengths.sum())), np.int32)
+    gather(chosen.ids, chosen.starts, lengths, np.array([index.size], np.int32), 0, ids)
+    return Pieces(
+        ids=ids[0],
+        starts=np.cumsum(chosen.lengths) - chosen.lengths,
+        lengths=chosen.lengths,
+        doc_ids=chosen.doc_ids,
+        doc_offsets=chosen.doc_offsets,
+        continues=continues,
     )
 
 
@@ -137,7 +141,6 @@ def cut(pieces: Pieces, edges: np.ndarray, ends: np.ndarray) -> tuple[Pieces, np
         lengths=stops - starts,
         doc_ids=pieces.doc_ids[piece],
         doc_offsets=pieces.doc_offsets[piece] + inside,
-        continues=pieces.continues,
     )
     return segments, unfinished
 
@@ -153,8 +156,7 @@ def plan_concat(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
     firsts = unfinished[:settled] & (segments.doc_offsets[:settled] == 0)
     rest = None
     if settled < row.size:
-        waiting = segments.take(np.arange(settled, row.size))
-        rest = Pieces(**{name: getattr(waiting, name) for name in COLUMNS}, continues=pieces.continues)
+        rest = compact(segments, np.arange(settled, row.size), continues=pieces.continues)
     return RowPlan(
         segments=segments.take(np.arange(settled)),
         segments_per_row=np.bincount(row[:settled]).astype(np.int32),
@@ -176,9 +178,9 @@ def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
     segments, unfinished = cut(pieces, edges, ends)
     rest = None
     if pieces.continues and not last:
-        tail = segments.take(np.array([segments.lengths.size - 1]))
-        rest = Pieces(**{name: getattr(tail, name) for name in COLUMNS}, continues=True)
-        segments, unfinished = segments.take(np.arange(segments.lengths.size - 1)), unfinished[:-1]
+        tail = segments.lengths.size - 1
+        rest = compact(segments, np.array([tail]), continues=True)
+        segments, unfinished = segments.take(np.arange(tail)), unfinished[:-1]
     bin_of = pack_best_fit(segments.lengths.astype(np.int32), seq_len)
     # Rows in the order of their first document, segments inside a row in corpus order.
     _, first, row = np.unique(bin_of, return_index=True, return_inverse=True)
@@ -204,7 +206,6 @@ def pack_best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     return bin_of
 
 
-COLUMNS = ("ids", "starts", "lengths", "doc_ids", "doc_offsets")
 PLANS: dict[Packing, Callable[..., RowPlan]] = {"concat": plan_concat, "best-fit": plan_best_fit}
 
 
@@ -244,7 +245,7 @@ class Packer:
     def _settle(self, *, last: bool) -> Iterator[PackedBatch]:
         pieces = join(self._waiting)
         if self._shuffle:
-            pieces = self._permuted(pieces)
+            pieces = pieces.take(permutation(pieces.starts.size, *self._shuffle, self._windows, 0))
         plan = self._plan(pieces, self._seq_len, last=last)
         self.documents_cut += plan.cut
         self._waiting = [plan.rest] if plan.rest is not None else []
@@ -253,13 +254,6 @@ class Packer:
             plan = shuffled_rows(plan, permutation(plan.segments_per_row.size, *self._shuffle, self._windows, 1))
         self._windows += 1
         yield from self._rows(plan)
-
-    def _permuted(self, pieces: Pieces) -> Pieces:
-        """The documents in random order, those that were begun in an earlier window first."""
-        assert self._shuffle is not None
-        begun = int((pieces.doc_offsets[:1] > 0).sum()) if self._windows else 0
-        order = permutation(pieces.starts.size - begun, *self._shuffle, self._windows, 0) + begun
-        return pieces.take(np.concatenate([np.arange(begun), order]))
 
     def _rows(self, plan: RowPlan) -> Iterator[PackedBatch]:
         segments = plan.segments

@@ -3,6 +3,8 @@
 Johnson, "Near-optimal bin packing algorithms", 1973; for packing documents: arXiv 2404.10830.
 """
 
+import numpy as np
+
 from exact_prep.kernels import kernel
 
 
@@ -15,32 +17,34 @@ def best_fit(lengths, order, capacity, bin_of, newest, older, occupied):
     free space last; older[N], the one before it; occupied[(capacity >> 6) + 1] (0 filled), one bit per free space
     that some bin has. Returns the number of bins.
     """
+    one = np.uint64(1)
     bins = 0
     for i in order:
         need = lengths[i]
         # The smallest free space >= need that some bin has: scan the bit set word by word.
         word = need >> 6
-        bits = (occupied[word] >> (need & 63)) << (need & 63)
+        below = np.uint64(need & 63)
+        bits = (occupied[word] >> below) << below
         while bits == 0 and word + 1 < occupied.size:
             word += 1
             bits = occupied[word]
         if bits == 0:
-            bin_ = bins
+            chosen = bins
             bins += 1
             space = capacity
         else:
             space = word << 6
-            while bits & 1 == 0:
-                bits >>= 1
+            while bits & one == 0:
+                bits >>= one
                 space += 1
-            bin_ = newest[space]
-            newest[space] = older[bin_]
+            chosen = newest[space]
+            newest[space] = older[chosen]
             if newest[space] < 0:
-                occupied[space >> 6] ^= 1 << (space & 63)
-        bin_of[i] = bin_
+                occupied[space >> 6] ^= one << np.uint64(space & 63)
+        bin_of[i] = chosen
         free = space - need
         if free > 0:
-            older[bin_] = newest[free]
-            newest[free] = bin_
-            occupied[free >> 6] |= 1 << (free & 63)
+            older[chosen] = newest[free]
+            newest[free] = chosen
+            occupied[free >> 6] |= one << np.uint64(free & 63)
     return bins
