@@ -1,8 +1,8 @@
 """What was made, as frozen records, and their schemas. A format is these records and the parsers below; no other I/O.
 
-    manifest.json   Manifest     one per dataset, written last: no manifest, no dataset
-    weights.json    WeightsFile  after `weigh`
-    (work)          Plan, TaskRecord   while a run is under way
+manifest.json   Manifest     one per dataset, written last: no manifest, no dataset
+weights.json    WeightsFile  after `weigh`
+(work)          Plan, TaskRecord   while a run is under way
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
 
 
 def pack_best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Bin of each item, int32[N], by best-fit decreasing; `lengths[N]` int32 in [1, capacity], earlier first in ties."""
+    """Bin of each item by best-fit decreasing, int32[N]; `lengths[N]` int32 in [1, capacity], of equals the first."""
     bin_of = np.empty(lengths.size, np.int32)
     order = np.argsort(-lengths, kind="stable")
     newest = np.full(capacity + 1, -1, np.int32)

@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -21,6 +20,7 @@ from exact_prep.manifest import RecordT, encode, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from exact_prep.config import Record
 

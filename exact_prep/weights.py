@@ -7,7 +7,7 @@ Source of the formulas: arXiv 2605.10544, section on effective-context exposure 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -102,7 +102,7 @@ class WeightTable:
         return lut
 
 
-def share(part: float, whole: float) -> float:
+def share(part: Any, whole: Any) -> float:
     """Part / whole as a float; 0 when there is no whole."""
     return float(part / whole) if whole else 0.0
 

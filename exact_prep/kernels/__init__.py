@@ -25,6 +25,7 @@ class Kernel:
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *arrays: Any) -> Any:
+        """Run the compiled loop; TypeError for a wrong dtype or rank."""
         if self._compiled is None:
             self._compiled = self._compile()
         return self._compiled(*arrays)
@@ -35,8 +36,8 @@ class Kernel:
         dtypes = {"i4": types.int32, "i8": types.int64, "u2": types.uint16, "u4": types.uint32, "u8": types.uint64}
         arguments = []
         for word in self.signature.split():
-            writable, dtype, rank = word.startswith("out:"), word.removeprefix("out:")[:2], word.count(":") - word.count("out:")
-            scalar = dtypes[dtype]
+            writable, word = word.startswith("out:"), word.removeprefix("out:")
+            scalar, rank = dtypes[word[:2]], word.count(":")
             arguments.append(types.Array(scalar, rank, "C", readonly=not writable) if rank else scalar)
         return njit(types.int64(*arguments), nogil=True)(self.python)
 
