@@ -1,0 +1,352 @@
+"""Parquet and Arrow IPC files in: one document per row, columns at a time. Rows count from 0, as pyarrow's do."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from exact_prep.batches import TextBatch
+from exact_prep.errors import SourceError
+from exact_prep.sources.documents import BATCH_BYTES, MAX_ID, numbers, set_aside, utf8_bytes
+from exact_prep.sources.streams import Damaged, check_unchanged
+from exact_prep.storage import explained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pyarrow.parquet as pq
+
+    from exact_prep.batches import Rejected
+    from exact_prep.sources.documents import Part
+
+ROWS = 1 << 11
+"""Rows decoded at once, at most: where rows repeat a few long strings, a file says little of how much text it gives."""
+
+ARROW_FILE_MAGIC = b"ARROW1"
+"""How an Arrow IPC file begins; a stream begins otherwise."""
+
+
+class Rows(NamedTuple):
+    """Some rows of a file."""
+
+    column: pa.Array
+    """The column asked for."""
+    first: int
+    """Number of the first row in the file."""
+    consumed: int
+    """Bytes of the file that these rows account for."""
+
+
+class Columns(NamedTuple):
+    """One column of a slice of a file."""
+
+    first: int
+    """Number of the slice's first row in the file."""
+    share: int
+    """Bytes of the file that the slice accounts for."""
+    rows: Iterator[Rows]
+
+
+@contextmanager
+def reading(part: Part) -> Iterator[None]:
+    """Turn what pyarrow raises for bytes it cannot read into Damaged; raises StorageError for a failing device."""
+    try:
+        with explained("read", part.path):
+            check_unchanged(part.file, part.path)
+            try:
+                yield
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                raise Damaged(f"its bytes are damaged: {error}") from error
+    except pa.ArrowException as error:
+        raise Damaged(f"its bytes are damaged: {error}") from error
+
+
+def read_columns(part: Part, open_columns: Callable[[Part], Columns]) -> Iterator[TextBatch]:
+    """The documents of a slice, batch by batch."""
+    convert = texts_of if part.options.ids_field is None else ids_of
+    columns = Columns(first=0, share=part.file.bytes, rows=iter(()))
+    row = consumed = 0
+    try:
+        columns = open_columns(part)
+        row = columns.first
+        for rows in columns.rows:
+            yield convert(part, rows, columns.first)
+            row += len(rows.column)
+            consumed += rows.consumed
+        yield TextBatch(records=np.empty(0, np.int64), bytes_read=columns.share - consumed)
+    except Damaged as damage:
+        rejected = set_aside(part, row - columns.first, f"row {row} on", str(damage))
+        rest = columns.share - consumed
+        yield TextBatch(records=np.empty(0, np.int64), read=1, rejected=(rejected,), bytes_read=rest)
+
+
+def pick_column(part: Part, schema: pa.Schema) -> str:
+    """The column asked for; raises SourceError unless it is there, once, and of a type that will do."""
+    ids = part.options.ids_field is not None
+    name = part.options.ids_field or part.options.text_field
+    option = "--ids-field" if ids else "--text-field"
+    found = schema.get_all_field_indices(name)
+    if len(found) != 1:
+        problem = "there is no column" if not found else f"there are {len(found)} columns"
+        there = ", ".join(map(repr, schema.names)) or "none"
+        raise SourceError(f"{part.name}: {problem} {name!r};\nname one with {option}, there is: {there}")
+    kind = schema.field(found[0]).type
+    if not (is_ids(kind) if ids else is_text(kind)):
+        wanted = "lists of integers" if ids else "text"
+        raise SourceError(f"{part.name}: column {name!r} holds {kind}, not {wanted};\nname another with {option}")
+    return name
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings, or nothing but nulls."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
+
+
+def is_ids(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of integers."""
+    types = pa.types
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return lists and types.is_integer(kind.value_type)
+
+
+def texts_of(part: Part, rows: Rows, origin: int) -> TextBatch:
+    """The strings of a column; records count from row `origin`."""
+    values = strings(rows.column)
+    left_out: list[int] = []
+    rejected: list[Rejected] = []
+    if not all(values) or not all(type(value) is str for value in values):
+        for row, value in enumerate(values, rows.first):
+            if value.__class__ is str and value:
+                continue
+            left_out.append(row - origin)
+            if value != "":
+                reason = f"column {part.options.text_field!r} is " + ("null" if value is None else "not UTF-8")
+                rejected.append(set_aside(part, row - origin, f"row {row}", reason))
+        values = [value for value in values if value.__class__ is str and value]
+    return TextBatch(
+        texts=values,
+        records=numbers(rows.first - origin, len(rows.column), left_out),
+        read=len(rows.column),
+        empty=len(left_out) - len(rejected),
+        rejected=tuple(rejected),
+        bytes_read=rows.consumed,
+        text_bytes=utf8_bytes(values),
+    )
+
+
+def strings(column: pa.Array) -> list[Any]:
+    """A column's values as str; None where there is none, bytes where they are not UTF-8."""
+    if isinstance(column, pa.DictionaryArray):
+        values = strings(column.dictionary)
+        return [None if index is None else values[index] for index in column.indices.to_pylist()]
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def decoded(value: bytes | None) -> str | bytes | None:
+    """The bytes as a string, or as they are if they are not UTF-8."""
+    try:
+        return value if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def ids_of(part: Part, rows: Rows, origin: int) -> TextBatch:
+    """The token ids of a column of lists; records count from row `origin`."""
+    column = rows.column
+    null = column.is_null().to_numpy(zero_copy_only=False)
+    lengths = list_lengths(column, null)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    flat = column.flatten()
+    values = flat.fill_null(0).to_numpy(zero_copy_only=False)
+    wrong = flat.is_null().to_numpy(zero_copy_only=False) | (values < 0) | (values >= MAX_ID)
+    bad = null.copy()
+    bad[np.searchsorted(offsets, np.flatnonzero(wrong), side="right") - 1] = True
+    rejected = tuple(
+        set_aside(
+            part,
+            rows.first - origin + row,
+            f"row {rows.first + row}",
+            f"column {part.options.ids_field!r} "
+            + ("is null" if null[row] else "holds a null or an id beyond [0, 2**31)"),
+        )
+        for row in np.flatnonzero(bad).tolist()
+    )
+    kept = ~bad & (lengths > 0)
+    return TextBatch(
+        ids=values[np.repeat(kept, lengths)].astype(np.int32),
+        id_offsets=np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64),
+        records=rows.first - origin + np.flatnonzero(kept),
+        read=len(column),
+        empty=int((~bad & (lengths == 0)).sum()),
+        rejected=rejected,
+        bytes_read=rows.consumed,
+    )
+
+
+def list_lengths(column: pa.Array, null: np.ndarray) -> np.ndarray:
+    """Values per list, int64[D]; 0 for a null, whose values `flatten` leaves out."""
+    if pa.types.is_fixed_size_list(column.type):
+        return np.where(null, 0, column.type.list_size)
+    return np.where(null, 0, np.diff(column.offsets.to_numpy()))
+
+
+def open_parquet(part: Part) -> Columns:
+    """The text or ids of some row groups of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    with reading(part):
+        file = pq.ParquetFile(part.path)
+        name = pick_column(part, file.schema_arrow)
+        edges = row_group_edges(file.metadata, part.file.bytes)
+        start = part.slice.start
+        stop = file.metadata.num_row_groups if part.slice.stop is None else part.slice.stop
+        first = sum(file.metadata.row_group(group).num_rows for group in range(start))
+
+    def rows() -> Iterator[Rows]:
+        number = first
+        leaf = next(i for i, path in enumerate(leaves(file.metadata)) if path == name or path.startswith(name + "."))
+        with file:
+            for group in range(start, stop):
+                metadata = file.metadata.row_group(group)
+                total, share = metadata.num_rows, int(edges[group + 1] - edges[group])
+                at_once = rows_at_once(metadata.column(leaf).total_uncompressed_size, total)
+                done = 0
+                with reading(part):
+                    batches = file.iter_batches(at_once, row_groups=[group], columns=[name], use_threads=False)
+                while True:
+                    with reading(part):
+                        batch = next(batches, None)
+                    if batch is None:
+                        break
+                    before, done = share * done // total, done + batch.num_rows
+                    yield Rows(batch.column(0), number, share * done // total - before)
+                    number += batch.num_rows
+
+    return Columns(first=first, share=int(edges[stop] - edges[start]), rows=rows())
+
+
+def leaves(metadata: pq.FileMetaData) -> list[str]:
+    """Paths of the columns as Parquet stores them."""
+    return [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+
+
+def row_group_edges(metadata: pq.FileMetaData, size: int) -> np.ndarray:
+    """Where row groups begin and end, were a file of `size` bytes nothing but them, int64[G + 1]."""
+    weights = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+    return shares(weights, size)
+
+
+def shares(weights: list[int], size: int) -> np.ndarray:
+    """Edges of parts in proportion to `weights[G]` that add up to `size`, int64[G + 1]."""
+    edges = np.concatenate([[0], np.cumsum(np.maximum(weights, 1))]) if weights else np.array([0.0])
+    return (edges / max(float(edges[-1]), 1.0) * size).astype(np.int64)
+
+
+def unit_edges(part: Part) -> list[int]:
+    """Where the row groups or record batches of a file begin and end, were it nothing but them, in bytes.
+
+    A file that cannot be read, or has no index, is one unit: its reader will say so.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        with reading(part):
+            if part.file.format == "parquet":
+                return row_group_edges(pq.read_metadata(part.path), part.file.bytes).tolist()
+            memory = pa.memory_map(str(part.path))
+            if memory.read(len(ARROW_FILE_MAGIC)) == ARROW_FILE_MAGIC:
+                return shares([1] * pa.ipc.open_file(memory).num_record_batches, part.file.bytes).tolist()
+    except Damaged:
+        return [0, part.file.bytes]
+    return [0, part.file.bytes]
+
+
+def open_arrow(part: Part) -> Columns:
+    """The text or ids of an Arrow IPC stream, or of some record batches of an Arrow IPC file (Feather is one)."""
+    with reading(part):
+        memory = pa.memory_map(str(part.path))
+        if memory.read(len(ARROW_FILE_MAGIC)) != ARROW_FILE_MAGIC:
+            memory.seek(0)
+            return open_arrow_stream(part, memory)
+        return open_arrow_file(part, memory)
+
+
+def open_arrow_stream(part: Part, memory: pa.MemoryMappedFile) -> Columns:
+    """The text or ids of an Arrow IPC stream, which has no index: it is read from its start."""
+    schema = pa.ipc.open_stream(memory).schema
+    name = pick_column(part, schema)
+    memory.seek(0)
+    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name)], use_threads=False)
+    reader = pa.ipc.open_stream(memory, options=options)
+
+    def batches() -> Iterator[tuple[pa.RecordBatch, int]]:
+        position = 0
+        while True:
+            with reading(part):
+                try:
+                    batch = reader.read_next_batch()
+                except StopIteration:
+                    return
+            before, position = position, memory.tell()
+            yield batch, position - before
+
+    return Columns(first=0, share=part.file.bytes, rows=cut_batches(part, batches(), 0))
+
+
+def open_arrow_file(part: Part, memory: pa.MemoryMappedFile) -> Columns:
+    """The text or ids of record batches `slice.start` to `slice.stop` of an Arrow IPC file."""
+    schema = pa.ipc.open_file(memory).schema
+    name = pick_column(part, schema)
+    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name)], use_threads=False)
+    reader = pa.ipc.open_file(memory, options=options)
+    start, stop = part.slice.start, reader.num_record_batches if part.slice.stop is None else part.slice.stop
+    edges = shares([1] * reader.num_record_batches, part.file.bytes)
+    first = sum(reader.get_batch(index).num_rows for index in range(start))
+
+    def batches() -> Iterator[tuple[pa.RecordBatch, int]]:
+        for index in range(start, stop):
+            with reading(part):
+                batch = reader.get_batch(index)
+            yield batch, int(edges[index + 1] - edges[index])
+
+    return Columns(first=first, share=int(edges[stop] - edges[start]), rows=cut_batches(part, batches(), first))
+
+
+def cut_batches(part: Part, batches: Iterator[tuple[pa.RecordBatch, int]], first: int) -> Iterator[Rows]:
+    """Record batches of one column in cuts of bounded size; their offsets are checked, strings are not."""
+    for batch, share in batches:
+        column, total = batch.column(0), batch.num_rows
+        with reading(part):
+            check_offsets(column)
+        at_once = rows_at_once(column.nbytes, total)
+        for low in range(0, total, at_once):
+            high = min(low + at_once, total)
+            yield Rows(column[low:high], first + low, share * high // total - share * low // total)
+        first += total
+
+
+def check_offsets(column: pa.Array) -> None:
+    """Raise ArrowInvalid where offsets or indices point outside of their buffers: files are not to be trusted."""
+    if isinstance(column, pa.DictionaryArray):
+        column.indices.validate(full=True)
+        check_offsets(column.dictionary)
+    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()).validate(full=True)
+    else:
+        column.validate(full=True)
+
+
+def rows_at_once(size: int, rows: int) -> int:
+    """Rows that hold about BATCH_BYTES, if `rows` of them hold `size` bytes."""
+    return min(max(BATCH_BYTES * rows // max(size, 1), 1), ROWS)

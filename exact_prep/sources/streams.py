@@ -1,0 +1,254 @@
+"""Bytes from plain and compressed files, in blocks of bounded size. Knows nothing of documents."""
+
+from __future__ import annotations
+
+import io
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from exact_prep.errors import SourceError
+from exact_prep.storage import explained
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from exact_prep.manifest import InputFile
+
+BLOCK = 4 << 20
+"""Bytes per read: large enough that the cost per read vanishes, small enough for the second-level cache's sake."""
+
+CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+"""Compression by suffix."""
+
+MAGIC = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bz2"}
+"""How compressed files begin; asked only where there is no name to go by."""
+
+BOM = b"\xef\xbb\xbf"
+"""UTF-8's byte-order mark: a signature at the start of a file, no part of its text."""
+
+
+class Damaged(Exception):
+    """The rest of a file cannot be read: cut off, or not what its format wants. Its text is the reason."""
+
+
+class Block(NamedTuple):
+    """Some bytes of a file's decompressed content."""
+
+    data: bytes
+    offset: int
+    """Where they begin in the content."""
+    consumed: int
+    """Bytes of the file, compressed where it is, that this block accounts for."""
+
+
+class Stream(Protocol):
+    """Decompressed bytes of one file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Exactly `size` bytes unless the end is near; raises Damaged."""
+        ...
+
+    def position(self) -> int:
+        """Bytes of the file, compressed where it is, that were consumed so far."""
+        ...
+
+
+class PlainStream:
+    """A file as it is."""
+
+    def __init__(self, file: io.FileIO, start: int) -> None:
+        """Begin at byte `start`."""
+        self._file = file
+        self._file.seek(start)
+
+    def read(self, size: int, /) -> bytes:
+        """See Stream."""
+        data = self._file.read(size)
+        if len(data) == size or not data:
+            return data
+        parts = [data]
+        while (missing := size - sum(map(len, parts))) and (data := self._file.read(missing)):
+            parts.append(data)
+        return b"".join(parts)
+
+    def position(self) -> int:
+        """See Stream."""
+        return self._file.tell()
+
+
+class ArrowStream:
+    """gzip, zstd and bz2 by pyarrow: several members or frames in a row are one stream, damage is an error."""
+
+    def __init__(self, file: io.FileIO, codec: str) -> None:
+        """Read `file` from its start."""
+        import pyarrow as pa
+
+        self._file = file
+        self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
+
+    def read(self, size: int, /) -> bytes:
+        """See Stream."""
+        try:
+            return self._stream.read(size)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise Damaged(f"its compressed bytes are damaged: {error}") from error
+
+    def position(self) -> int:
+        """See Stream."""
+        return self._file.tell()
+
+
+class XzStream:
+    """xz by the standard library, but strict: `lzma.open` takes garbage after a stream for its end."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        """Read `file` from its start."""
+        import lzma
+
+        self._lzma = lzma
+        self._file = file
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        self._waiting = b""
+
+    def read(self, size: int, /) -> bytes:
+        """See Stream."""
+        parts: list[bytes] = []
+        missing = size
+        while missing and (data := self._some(missing)):
+            parts.append(data)
+            missing -= len(data)
+        return b"".join(parts)
+
+    def _some(self, size: int) -> bytes:
+        """Between 1 and `size` bytes, or none at the end."""
+        while True:
+            if self._decoder.eof and not self._next_stream():
+                return b""
+            data = self._waiting
+            if self._decoder.needs_input and not data and not (data := self._file.read(1 << 16)):
+                raise Damaged("its compressed bytes are damaged: they end too early")
+            self._waiting = b""
+            try:
+                if decoded := self._decoder.decompress(data, size):
+                    return decoded
+            except self._lzma.LZMAError as error:
+                raise Damaged(f"its compressed bytes are damaged: {error}") from error
+
+    def _next_stream(self) -> bool:
+        """Begin the stream that follows, if one does; zeros between streams are padding."""
+        rest = self._decoder.unused_data.lstrip(b"\0")
+        while not rest:
+            if not (data := self._file.read(1 << 16)):
+                return False
+            rest = data.lstrip(b"\0")
+        self._decoder = self._lzma.LZMADecompressor(self._lzma.FORMAT_XZ)
+        self._waiting = rest
+        return True
+
+    def position(self) -> int:
+        """See Stream."""
+        return self._file.tell()
+
+
+def split_suffix(name: str) -> tuple[str, str | None]:
+    """The suffix of a file name without its compression, in lower case, and the compression if any."""
+    path = PurePath(name.lower())
+    codec = CODECS.get(path.suffix)
+    return (PurePath(path.stem).suffix if codec else path.suffix), codec
+
+
+def compression(file: InputFile, path: Path) -> str | None:
+    """How `file`, whose bytes are at `path`, is compressed: by its name, or by how it begins if it is stdin."""
+    if file.path != "-":
+        return split_suffix(file.path)[1]
+    with explained("read", path), path.open("rb") as spool:
+        head = spool.read(8)
+    return next((codec for magic, codec in MAGIC.items() if head.startswith(magic)), None)
+
+
+@contextmanager
+def opened(file: InputFile, path: Path) -> Iterator[io.FileIO]:
+    """The raw file at `path`; raises StorageError, or SourceError if it is no longer what was planned."""
+    with explained("read", path), io.FileIO(path) as raw:
+        check_unchanged(file, path)
+        yield raw
+
+
+def check_unchanged(file: InputFile, path: Path) -> None:
+    """Raise SourceError if size or modification time are not what they were when the run was planned."""
+    if file.path == "-":
+        return
+    with explained("read", path):
+        status = path.stat()
+    if status.st_size != file.bytes or (file.modified_ns and status.st_mtime_ns != file.modified_ns):
+        raise SourceError(
+            f"{path} has changed since the run was planned ({file.bytes} bytes then, {status.st_size} now);\n"
+            "start anew when nothing writes to it any more"
+        )
+
+
+@contextmanager
+def decompressed(file: InputFile, path: Path, start: int = 0) -> Iterator[Stream]:
+    """The bytes of `file` from `start`, which must be 0 where it is compressed."""
+    codec = compression(file, path)
+    with opened(file, path) as raw:
+        if codec is None:
+            yield PlainStream(raw, start)
+        elif path.stat().st_size == 0:
+            raise Damaged(f"its compressed bytes are damaged: a {codec} file is never empty")
+        elif codec == "xz":
+            yield XzStream(raw)
+        else:
+            yield ArrowStream(raw, codec)
+
+
+def whole_blocks(file: InputFile, path: Path, *, size: int = BLOCK) -> Iterator[Block]:
+    """The content of `file` in blocks of `size` bytes; the last is empty. Raises Damaged."""
+    seen = offset = 0
+    with decompressed(file, path) as stream:
+        while True:
+            data = stream.read(size)
+            position = stream.position()
+            yield Block(data, offset, position - seen)
+            seen = position
+            offset += len(data)
+            if not data:
+                return
+
+
+def line_blocks(file: InputFile, path: Path, start: int, stop: int, *, size: int = BLOCK) -> Iterator[Block]:
+    """The lines that begin in `start <= offset < stop` of a plain file, in blocks of at most `size` bytes.
+
+    The first byte given is the first such line's, the last one the last such line's. The last block is empty; what
+    the blocks consumed adds up to `stop - start`.
+    """
+    seen = start
+    position = max(start - 1, 0)
+    with decompressed(file, path, position) as stream:
+        skipping = start > 0
+        finished = False
+        while not finished and (data := stream.read(size)):
+            offset, after = position, position + len(data)
+            if after >= stop and (last := data.find(b"\n", max(stop - 1 - position, 0))) >= 0:
+                data, finished = data[: last + 1], True
+            if skipping:
+                cut = data.find(b"\n") + 1 or len(data)
+                skipping = data[cut - 1 : cut] != b"\n"
+                data, offset = data[cut:], offset + cut
+            before, seen, position = seen, min(after, stop), after
+            yield Block(data, offset, seen - before)
+    yield Block(b"", position, stop - seen)
+
+
+def count_newlines(file: InputFile, path: Path, stop: int) -> int:
+    """Newlines in the first `stop` bytes of a plain file: what turns an offset into a line number."""
+    count = 0
+    with decompressed(file, path) as stream:
+        while stop > 0 and (data := stream.read(min(BLOCK, stop))):
+            count += data.count(b"\n")
+            stop -= len(data)
+    return count

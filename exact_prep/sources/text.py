@@ -1,0 +1,163 @@
+"""Text files in: a file is one document, or several with a separator between them. Nothing is stripped but a BOM.
+
+A long document is given in pieces, so memory is bounded however long it is. A separator that ends the file begins no
+document; between two separators lies an empty one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from exact_prep.batches import TextBatch
+from exact_prep.errors import SourceError
+from exact_prep.sources.documents import BATCH_RECORDS, set_aside, utf8_bytes
+from exact_prep.sources.streams import BLOCK, BOM, Damaged, whole_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exact_prep.batches import Rejected
+    from exact_prep.sources.documents import Part
+
+WORD_BREAK_REACH = 1 << 12
+"""How far before its end, in bytes, a piece is searched for whitespace to be cut at."""
+
+
+class Piece(NamedTuple):
+    """A document, or part of one, as bytes."""
+
+    document: int
+    """Number of the document in the file."""
+    data: bytes
+    offset: int
+    """Where the piece begins in the file's content, in bytes."""
+    line: int
+    """Line of the file it begins in, from 1."""
+    whole: bool
+    """Whether the document begins here."""
+    last: bool
+    """Whether the document ends here."""
+
+
+def read_text(part: Part, *, block: int = BLOCK) -> Iterator[TextBatch]:
+    """The documents of a text file; see `Part` and `TextBatch`.
+
+    Pieces cannot be taken back: when bad documents are to be set aside, the first that is longer than a piece has the
+    file read once ahead, to know which they are.
+    """
+    bad: dict[int, tuple[str, str]] | None = None
+    document, line, consumed = 0, 1, 0
+    try:
+        for pieces, share in piece_groups(part, block):
+            consumed += share
+            if pieces and not pieces[-1].last and bad is None and part.options.on_error == "reject":
+                bad = find_faults(part, block)
+            yield decode_pieces(part, pieces, share, bad)
+            if pieces:
+                document = pieces[-1].document + pieces[-1].last
+                line = pieces[-1].line + pieces[-1].data.count(b"\n")
+    except Damaged as damage:
+        rejected = set_aside(part, document, f"line {line} on", str(damage))
+        rest = part.file.bytes - consumed
+        yield TextBatch(records=np.empty(0, np.int64), read=1, rejected=(rejected,), bytes_read=rest)
+
+
+def piece_groups(part: Part, size: int) -> Iterator[tuple[list[Piece], int]]:
+    """Pieces in order with the bytes of the file consumed for them; only the last of a group may be cut short."""
+    separator = (part.options.separator or "").encode()
+    spare = max(len(separator) - 1, 0)
+    held, document, offset, line, whole = b"", 0, 0, 1, True
+    for block in whole_blocks(part.file, part.path, size=size):
+        data, consumed = block.data, block.consumed
+        if block.offset == 0 and data.startswith(BOM):
+            data, offset = data[len(BOM) :], len(BOM)
+        *ended, held = (held + data).split(separator) if separator else [held + data]
+        pieces = []
+        for one in ended:
+            pieces.append(Piece(document, one, offset, line, whole, True))
+            document, whole = document + 1, True
+            offset += len(one) + len(separator)
+            line += one.count(b"\n") + separator.count(b"\n")
+            if len(pieces) == BATCH_RECORDS:
+                yield pieces, consumed
+                pieces, consumed = [], 0
+        if not block.data and (held or not whole or not separator):
+            pieces.append(Piece(document, held, offset, line, whole, True))
+        elif len(held) >= size + spare and (cut := break_before(held, len(held) - spare)):
+            pieces.append(Piece(document, held[:cut], offset, line, whole, False))
+            line, offset, held, whole = line + held.count(b"\n", 0, cut), offset + cut, held[cut:], False
+        yield pieces, consumed
+
+
+def break_before(data: bytes, limit: int) -> int:
+    """Where to cut `data` at or before `limit`: before whitespace if there is any near, always between characters."""
+    low = max(limit - WORD_BREAK_REACH, 0)
+    if (space := max(data.rfind(b" ", low, limit), data.rfind(b"\n", low, limit))) > 0:
+        return space
+    for cut in range(limit - 1, max(limit - 5, -1), -1):
+        if data[cut] & 0xC0 != 0x80:
+            return cut
+    return limit
+
+
+def explain(piece: Piece, error: UnicodeDecodeError) -> tuple[str, str]:
+    """Where and why a piece is not UTF-8."""
+    line = piece.line + piece.data.count(b"\n", 0, error.start)
+    hint = "; is it UTF-16?" if piece.offset == 0 and piece.data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+    return f"line {line}", f"wrong UTF-8 ({error.reason} at byte {piece.offset + error.start} of the file{hint})"
+
+
+def find_faults(part: Part, size: int) -> dict[int, tuple[str, str]]:
+    """Place and reason for every document of the file that is not UTF-8, or that damage cuts short."""
+    bad: dict[int, tuple[str, str]] = {}
+    document, line = 0, 1
+    try:
+        for pieces, _ in piece_groups(part, size):
+            for piece in pieces:
+                try:
+                    piece.data.decode()
+                except UnicodeDecodeError as error:
+                    bad.setdefault(piece.document, explain(piece, error))
+                document, line = piece.document + piece.last, piece.line
+    except Damaged as damage:
+        bad.setdefault(document, (f"line {line} on", str(damage)))
+    return bad
+
+
+def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int, tuple[str, str]] | None) -> TextBatch:
+    """One batch; `bad` are the file's bad documents where they had to be known ahead."""
+    texts: list[str] = []
+    records: list[int] = []
+    rejected: list[Rejected] = []
+    empty = 0
+    for piece in pieces:
+        text, fault = "", bad.get(piece.document) if bad else None
+        if fault is None:
+            try:
+                text = piece.data.decode()
+            except UnicodeDecodeError as error:
+                if bad is not None:
+                    raise SourceError(
+                        f"{part.name} changed while it was read; start anew when it is at rest"
+                    ) from error
+                fault = explain(piece, error)
+        if fault is not None:
+            one = set_aside(part, piece.document, *fault)
+            rejected += [one] * piece.last
+        elif piece.whole and piece.last and not text:
+            empty += 1
+        else:
+            texts.append(text)
+            records.append(piece.document)
+    return TextBatch(
+        texts=texts,
+        records=np.array(records, np.int64),
+        continues=bool(texts) and not pieces[-1].last and records[-1] == pieces[-1].document,
+        read=sum(piece.last for piece in pieces),
+        empty=empty,
+        rejected=tuple(rejected),
+        bytes_read=consumed,
+        text_bytes=utf8_bytes(texts),
+    )
