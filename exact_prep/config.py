@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Packing = Literal["concat", "best-fit"]
-OnError = Literal["stop", "reject"]
-SpecialTokens = Literal["text", "special", "error"]
-Backend = Literal["auto", "fastokens", "tokenizers"]
-InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"]
+from exact_prep.choices import Backend, InputFormat, OnError, Packing, SpecialTokens
 
 
 class Record(BaseModel):

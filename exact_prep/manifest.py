@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from exact_prep.config import Packing, PackOptions, Record, SpecialTokens
+from exact_prep.choices import Normalize, Packing, SpecialTokens
+from exact_prep.config import PackOptions, Record
 from exact_prep.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -29,15 +30,20 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """A name inside the dataset directory: no separator, nothing hidden, so it cannot lead elsewhere."""
 
 
-class InputFile(Record):
-    """One file of the corpus, as it was when the run was planned."""
+class InputRecord(Record):
+    """One file of the corpus."""
 
     path: str
     """As the user named it."""
     bytes: Count
     format: Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "hub"]
-    modified_ns: int = Field(default=0, exclude=True)
-    """Modification time, ns; compared while a run is under way, not kept in the manifest."""
+
+
+class InputFile(InputRecord):
+    """One file of the corpus, as it was when the run was planned."""
+
+    modified_ns: int = 0
+    """Modification time, ns; compared while a run is under way, not kept in the manifest. 0: not known."""
 
 
 class Slice(Record):
@@ -155,7 +161,6 @@ class TaskRecord(Record):
     parity_bytes: Count
     packed: dict[int, PackedCounts]
     """By row length."""
-    rejected: tuple[dict[str, str | int], ...] = ()
 
 
 class TaskSummary(Record):
@@ -175,8 +180,6 @@ class Plan(Record):
     options: PackOptions
     tokenizer: TokenizerRecord
     inputs: tuple[InputFile, ...]
-    modified_ns: tuple[int, ...]
-    """Modification times of the inputs."""
     tasks: tuple[tuple[Slice, ...], ...]
 
 
@@ -190,7 +193,7 @@ class Manifest(Record):
     alignment: Literal["target"] = ALIGNMENT
     options: PackOptions
     tokenizer: TokenizerRecord
-    inputs: tuple[InputFile, ...]
+    inputs: tuple[InputRecord, ...]
     left_out: dict[str, Count] = {}
     """Files found in input directories but not read, by suffix."""
     tasks: tuple[TaskSummary, ...]
@@ -204,6 +207,8 @@ class Manifest(Record):
     shards: tuple[ShardRecord, ...]
     tree_hash: Digest
     """xxh3-128 over the shards' checksums in order: equal for equal data, however it was made."""
+    checksum: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    """sha256 of this record with an empty checksum: an edit by hand is found."""
 
 
 class ShardWeights(Record):
@@ -243,7 +248,7 @@ class WeightsFile(Record):
     eps: float
     max_weight: float | None
     supervise_first: bool
-    normalize: Literal["none", "mean"]
+    normalize: Normalize
     bucket_edges: tuple[int, ...]
     """Bucket b is [bucket_edges[b], bucket_edges[b + 1])."""
     exposure: ExposureRecord
@@ -292,3 +297,9 @@ def canonical_json(value: object) -> bytes:
 def fingerprint(record: Record) -> str:
     """sha256 of a record's bytes: equal records, equal fingerprint."""
     return hashlib.sha256(encode(record)).hexdigest()
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The manifest with its checksum."""
+    unsealed = manifest.model_copy(update={"checksum": ""})
+    return unsealed.model_copy(update={"checksum": fingerprint(unsealed)})

@@ -22,7 +22,7 @@ from exact_prep.kernels.rows import gather
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from exact_prep.config import Packing
+    from exact_prep.choices import Packing
 
 WINDOW_TOKENS = 1 << 24
 """Best-fit and shuffling look at this many tokens at once (64 MB of ids), or 64 rows if that is more."""

@@ -19,13 +19,16 @@ from exact_prep.errors import StorageError
 from exact_prep.manifest import RecordT, encode, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from exact_prep.config import Record
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is being written; whatever carries it after a run has ended is rubbish."""
+
+LOCK_FILES = (".lock", ".lock-holder")
+"""The lock of a directory, and who holds it."""
 
 
 @contextmanager
@@ -95,24 +98,15 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-@contextmanager
-def mapped(path: Path, *, writable: bool = False) -> Iterator[memoryview]:
-    """The bytes of `path` as a memory map; a writable map is synced on leaving.
-
-    The map is not closed here but with the last view of it: views may outlive this context.
-    """
-    with explained("map", path), path.open("r+b" if writable else "rb") as file:
+def mapped(path: Path) -> memoryview:
+    """The bytes of `path` as a read-only memory map; it is closed with the last view of it. Raises StorageError."""
+    with explained("map", path), path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
-            memory = None
-        else:
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
-    yield memoryview(memory or b"")
-    if memory and writable:
-        with explained("sync", path):
-            memory.flush()
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def digest(*parts: bytes | memoryview) -> str:
+def digest(parts: Iterable[bytes | memoryview]) -> str:
     """xxh3-128 of the parts end to end, as 32 hexadecimal digits."""
     hasher = xxhash.xxh3_128()
     for part in parts:
@@ -139,8 +133,7 @@ def locked(directory: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     make_directory(directory)
-    path = directory / ".lock"
-    holder = directory / ".lock-holder"
+    path, holder = (directory / name for name in LOCK_FILES)
     lock = FileLock(path)
     with explained("lock", path):
         try:

@@ -7,17 +7,18 @@ Source of the formulas: arXiv 2605.10544, section on effective-context exposure 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exact_prep.errors import WeightsError
 from exact_prep.exposure import Exposure, bucket_edges, bucket_of
 
+if TYPE_CHECKING:
+    from exact_prep.choices import Normalize
+
 FLOAT16_MAX = 65504.0
 """The largest finite float16; weights are stored as float16, so no weight exceeds it."""
-
-Normalize = Literal["none", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)

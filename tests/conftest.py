@@ -1,6 +1,14 @@
 """Fixtures and the property-test profile shared by all tests."""
 
+import os
+from pathlib import Path
+
 from hypothesis import HealthCheck, settings
+
+import exact_prep
+
+# Processes that tests start import the package under test, installed or not.
+os.environ["PYTHONPATH"] = str(Path(exact_prep.__file__).parents[1])
 
 # Kernels compile at their first call, so no deadline is meaningful.
 settings.register_profile("exact", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

@@ -1,0 +1,88 @@
+"""The command line: one file per command. The only room that prints: data on stdout, talk on stderr.
+
+Nothing slow is imported before a command runs: `--help` answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from exact_prep import __version__
+from exact_prep.cli.demo import demo
+from exact_prep.cli.pack import pack
+from exact_prep.cli.report import report
+from exact_prep.cli.verify import verify
+from exact_prep.cli.weigh import weigh
+from exact_prep.errors import ExactPrepError, Interrupted, UsageError, WeightsError
+
+MISUSE = 2
+FAILURE = 1
+STOPPED = 128 + signal.SIGINT
+
+app = typer.Typer(
+    name="exact-prep",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+for command in (pack, weigh, report, verify, demo):
+    app.command()(command)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        typer.echo(f"exact-prep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+) -> None:
+    """Pack text corpora for long-context pretraining, and weigh every token by its effective context (EXACT).
+
+    pack a corpus, weigh the result, report where supervision goes, verify that all is as it should be.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 misused, 130 stopped and ready to continue."""
+    signal.signal(signal.SIGTERM, stop)
+    # Accepted anywhere: who needs it has just seen a command fail, and appends it.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except ExactPrepError as error:
+        if debug:
+            raise
+        typer.echo(f"exact-prep: {error}", err=True)
+        sys.exit(exit_code(error))
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(f"exact-prep: internal error, please report it: {type(error).__name__}: {error}", err=True)
+        typer.echo("exact-prep: --debug shows where it happened", err=True)
+        sys.exit(FAILURE)
+    sys.exit(0)
+
+
+def exit_code(error: ExactPrepError) -> int:
+    """What the shell is told of an error."""
+    if isinstance(error, Interrupted):
+        return STOPPED
+    return MISUSE if isinstance(error, (UsageError, WeightsError)) else FAILURE
+
+
+def stop(number: int, frame: Any) -> NoReturn:
+    """SIGTERM, as schedulers send it, ends a run as Ctrl-C does."""
+    raise Interrupted("stopped; start the same command again to continue")

@@ -1,0 +1,103 @@
+"""Facts for a person at a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.bar import Bar
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from exact_prep.reports.facts import BucketFacts, Facts
+
+BAR_WIDTH = 28
+
+
+def render(facts: Facts) -> RenderableType:
+    """A heading, the histogram, and the figures around it."""
+    title = Text.assemble(
+        (facts.directory, "bold"),
+        f"  {facts.rows:,} rows of {facts.seq_len:,} tokens, {facts.packing}",
+    )
+    return Group(title, Text(state(facts)), Text(), histogram(facts), Text(), figures(facts))
+
+
+def state(facts: Facts) -> str:
+    """In one sentence: where supervision goes."""
+    weights = facts.weights
+    if weights is None:
+        return "not weighed: every supervised target counts 1; `exact-prep weigh` gives the tail its extra supervision"
+    if weights.state != "complete":
+        return "half-weighed: some shards hold these weights, others do not; run `exact-prep weigh` again"
+    return (
+        f"effective context of {weights.tail_start:,} or more: {weights.tail_share:.2%} of supervision before, "
+        f"{weights.weighted_tail_share:.2%} after (alpha {weights.alpha:g}, gamma {weights.gamma:g})"
+    )
+
+
+def histogram(facts: Facts) -> Table:
+    """One line per bucket of effective context."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("effective context", justify="right", no_wrap=True)
+    table.add_column("targets", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("", width=BAR_WIDTH, no_wrap=True)
+    if facts.weights:
+        table.add_column("weight", justify="right", no_wrap=True)
+        table.add_column("supervision", justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+    largest = max((bucket.share for bucket in facts.buckets), default=0.0)
+    for bucket in facts.buckets:
+        table.add_row(*bucket_cells(bucket, largest), style="" if bucket.targets else "dim")
+    return table
+
+
+def bucket_cells(bucket: BucketFacts, largest: float) -> list[RenderableType]:
+    """The cells of one bucket."""
+    colour = "yellow" if bucket.in_tail else "blue"
+    cells: list[RenderableType] = [
+        f"{bucket.low:,} - {bucket.high:,}",
+        f"{bucket.targets:,}",
+        f"{bucket.share:.2%}",
+        Bar(size=largest or 1.0, begin=0, end=bucket.share, width=BAR_WIDTH, color=colour),
+    ]
+    if bucket.weight is not None and bucket.weighted_share is not None:
+        cells += [
+            f"{bucket.weight:.4f}",
+            f"{bucket.weighted_share:.2%}",
+            Text("tail", "yellow") if bucket.in_tail else Text(""),
+        ]
+    return cells
+
+
+def figures(facts: Facts) -> Table:
+    """Counts that a person asks for."""
+    documents, ledger, tokenizer = facts.documents, facts.ledger, facts.tokenizer
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    table.add_row("tokens", f"{ledger.row_tokens:,} in rows, {ledger.padding:,} padding ({facts.padding_share:.2%})")
+    table.add_row(
+        "documents",
+        f"{documents.packed:,} packed, {facts.documents_cut:,} of them cut, {documents.empty:,} empty, "
+        f"{documents.rejected:,} rejected",
+    )
+    table.add_row("segments", f"{facts.segments:,}, the longest context is {facts.longest_context:,}")
+    table.add_row("text", f"{facts.text_bytes:,} bytes from {facts.input_files:,} files, {facts.shards:,} shards")
+    if tokenizer.backend:
+        compared = f"{tokenizer.parity_texts:,} texts ({tokenizer.parity_bytes:,} bytes) compared with tokenizers"
+        table.add_row(
+            "tokenizer", f"{tokenizer.name or 'ids'}, {tokenizer.backend} {tokenizer.backend_version}, {compared}"
+        )
+    if facts.weights and facts.weights.state == "complete":
+        table.add_row(
+            "weights",
+            f"extra supervision {facts.weights.extra:.6g}, float16 off by at most "
+            f"{facts.weights.max_relative_rounding_error:.1e}",
+        )
+    table.add_row("tree hash", facts.tree_hash)
+    return table

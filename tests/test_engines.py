@@ -1,0 +1,120 @@
+"""The contract of engines, and what happens when processes die: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from exact_prep.engines import Meter, run
+from exact_prep.errors import SourceError, WorkerError
+
+
+class Log:
+    def __init__(self) -> None:
+        self.totals: list[tuple[int, ...]] = []
+        self.deaths: list[tuple[str, str]] = []
+
+    def progressed(self, totals: tuple[int, ...]) -> None:
+        self.totals.append(totals)
+
+    def worker_died(self, name: str, cause: str) -> None:
+        self.deaths.append((name, cause))
+
+
+def square(item: int, meter: Meter) -> int:
+    meter.add(item, 1)
+    return item * item
+
+
+def refuse_three(item: int, meter: Meter) -> int:
+    if item == 3:
+        raise SourceError("file.jsonl:3: no")
+    return item
+
+
+def die_once(item: Path, meter: Meter) -> str:
+    meter.add(10)
+    if not item.exists():
+        item.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item.name
+
+
+def die(item: int, meter: Meter) -> None:
+    if item == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+class TestContract:
+    def test_every_item_gives_its_result_once(self, workers):
+        assert sorted(run(square, range(7), workers=workers, name=str)) == [(i, i * i) for i in range(7)]
+
+    def test_progress_ends_at_the_sums(self, workers):
+        log = Log()
+        list(run(square, range(7), workers=workers, name=str, observer=log))
+        assert log.totals[-1] == (21, 7)
+        assert log.totals == sorted(log.totals)
+
+    def test_an_error_comes_out_as_it_was_raised(self, workers):
+        with pytest.raises(SourceError, match=r"file\.jsonl:3: no"):
+            list(run(refuse_three, range(6), workers=workers, name=str))
+
+    def test_no_items_is_no_work(self, workers):
+        assert list(run(square, [], workers=workers, name=str)) == []
+
+
+def test_a_killed_worker_is_named_and_its_item_tried_again(tmp_path):
+    log = Log()
+    items = [tmp_path / name for name in "abc"]
+    (tmp_path / "a").touch()
+    (tmp_path / "c").touch()
+    results = sorted(run(die_once, items, workers=2, name=lambda item: item.name, observer=log))
+    assert results == [(0, "a"), (1, "b"), (2, "c")]
+    assert [name for name, _ in log.deaths] == ["b"]
+    assert "SIGKILL" in log.deaths[0][1]
+    assert log.totals[-1][0] == 30
+
+
+def test_an_item_that_kills_two_workers_ends_the_run_with_its_name():
+    log = Log()
+    with pytest.raises(WorkerError, match=r"item 1: killed by signal 9"):
+        list(run(die, range(3), workers=2, name=lambda item: f"item {item}", observer=log))
+    assert len(log.deaths) == 1
+
+
+SLEEPER = """
+import sys, time
+from exact_prep.engines import run
+def sleep(item, meter):
+    open(item, "w").close()
+    time.sleep(60)
+if __name__ == "__main__":
+    list(run(sleep, sys.argv[1:], workers=2, name=str))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_never_outlive_their_parent(tmp_path, how):
+    script = tmp_path / "sleeper.py"
+    script.write_text(SLEEPER)
+    marks = [tmp_path / "one", tmp_path / "two"]
+    parent = subprocess.Popen([sys.executable, script, *marks], stderr=subprocess.DEVNULL, cwd=Path.cwd())
+    deadline = time.monotonic() + 60
+    while not all(mark.exists() for mark in marks):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(children) >= 2
+    parent.send_signal(how)
+    parent.wait(5)
+    _, alive = psutil.wait_procs(children, timeout=2)
+    assert alive == []
