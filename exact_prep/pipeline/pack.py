@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exact_prep import __version__
+from exact_prep.dataset import MANIFEST, REJECTED, WORK, shard_name, tree_hash, write_info, write_state
 from exact_prep.engines import run
 from exact_prep.errors import Interrupted, UsageError
 from exact_prep.exposure import Exposure
@@ -33,7 +34,6 @@ from exact_prep.manifest import (
     TokenLedger,
     sealed,
 )
-from exact_prep.pipeline.dataset import MANIFEST, REJECTED, WORK, shard_name, tree_hash, write_info, write_state
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
 from exact_prep.pipeline.work import claim
 from exact_prep.sources import find_inputs, plan_tasks, sample_texts

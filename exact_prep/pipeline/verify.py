@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.engines import run
-from exact_prep.errors import ExactPrepError
-from exact_prep.exposure import Exposure
-from exact_prep.pipeline.dataset import (
+from exact_prep.dataset import (
     INFO,
     REJECTED,
     STATE,
@@ -21,6 +18,9 @@ from exact_prep.pipeline.dataset import (
     load_weights_file,
     tree_hash,
 )
+from exact_prep.engines import run
+from exact_prep.errors import ExactPrepError
+from exact_prep.exposure import Exposure
 from exact_prep.pipeline.events import Finished, Started, TaskDone, Watcher
 from exact_prep.shards import features, runs_of_plain_weights
 from exact_prep.stages.verify import VerifyTask, verify_shards

@@ -11,11 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from exact_prep.engines import run
-from exact_prep.errors import DatasetError, Interrupted, UsageError
-from exact_prep.exposure import Exposure
-from exact_prep.manifest import Manifest, ShardWeights, WeightsFile, fingerprint
-from exact_prep.pipeline.dataset import (
+from exact_prep.dataset import (
     INFO,
     MANIFEST,
     REJECTED,
@@ -25,6 +21,10 @@ from exact_prep.pipeline.dataset import (
     load_manifest,
     write_state,
 )
+from exact_prep.engines import run
+from exact_prep.errors import DatasetError, Interrupted, UsageError
+from exact_prep.exposure import Exposure
+from exact_prep.manifest import Manifest, ShardWeights, WeightsFile, fingerprint
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
 from exact_prep.stages.weigh import WeighedShard, WeighTask, recount_shard, weigh_shard
 from exact_prep.storage import explained, load, locked, make_directory, read_bytes, remove, save, write_atomically

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from exact_prep.dataset import INFO, MANIFEST, PLAN, REJECTED, STATE, WEIGHTS, WORK
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.manifest import Plan
-from exact_prep.pipeline.dataset import INFO, MANIFEST, PLAN, REJECTED, STATE, WEIGHTS, WORK
 from exact_prep.storage import LOCK_FILES, load, make_directory, remove, save
 
 if TYPE_CHECKING:

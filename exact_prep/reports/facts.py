@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from exact_prep.choices import Packing
 from exact_prep.config import Record
+from exact_prep.dataset import load_manifest, load_weights_file
 from exact_prep.exposure import bucket_edges
 from exact_prep.manifest import Count, DocumentCounts, TokenizerRecord, TokenLedger, WeightsFile
-from exact_prep.pipeline.dataset import load_manifest, load_weights_file
 from exact_prep.tables import exposure_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,35 @@
+"""JSON Schemas of what exact-prep writes, generated from the records: `python -m exact_prep.reports.schemas DIR`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from exact_prep.manifest import Manifest, ShardRecord, WeightsFile, canonical_json
+from exact_prep.reports.facts import Facts
+
+RECORDS: dict[str, Any] = {
+    "manifest": Manifest,
+    "shard-record": ShardRecord,
+    "weights": WeightsFile,
+    "report": list[Facts],
+}
+
+
+def schema_files() -> dict[str, bytes]:
+    """File name -> JSON Schema, as committed in `schemas/`."""
+    return {f"{name}.schema.json": canonical_json(schema_of(name)) for name in RECORDS}
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """The schema of a record as it is written."""
+    schema = TypeAdapter(RECORDS[name]).json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+if __name__ == "__main__":
+    for file, data in schema_files().items():
+        (Path(sys.argv[1]) / file).write_bytes(data)
