@@ -28,6 +28,8 @@ class SourceOptions(Record):
     """What separates documents inside a text file; without it one file is one document."""
     on_error: OnError = "stop"
     """What happens to a document that cannot be used."""
+    task_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Input that one task reads, about; None is 1/512 of the corpus, within 32 MiB and 512 MiB."""
     limit_docs: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many documents."""
     limit_tokens: Annotated[int, Field(ge=1)] | None = None

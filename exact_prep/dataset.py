@@ -22,6 +22,7 @@ INFO = "dataset_info.json"
 STATE = "state.json"
 WORK = ".work"
 PLAN = "plan.json"
+SPOOL = ".stdin"
 
 
 def shard_name(index: int, count: int) -> str:

@@ -180,6 +180,8 @@ class Plan(Record):
     options: PackOptions
     tokenizer: TokenizerRecord
     inputs: tuple[InputFile, ...]
+    stdin_xxh3: Digest | None = None
+    """Of standard input, if it was read: a restart must be given the same."""
     tasks: tuple[tuple[Slice, ...], ...]
 
 

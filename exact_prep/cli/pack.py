@@ -100,6 +100,16 @@ def pack(
         int | None,
         typer.Option(min=0, metavar="SEED", help="Permute documents and rows within each task.", rich_help_panel=ROWS),
     ] = None,
+    task_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="BYTES",
+            help="Input per task.",
+            show_default="1/512 of all, 32 to 512 MiB",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -118,6 +128,7 @@ def pack(
             input_format=input_format,
             separator=separator,
             on_error=on_error,
+            task_bytes=task_size,
             limit_docs=limit_docs,
             limit_tokens=limit_tokens,
         ),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exact_prep import __version__
-from exact_prep.dataset import MANIFEST, REJECTED, WORK, shard_name, tree_hash, write_info, write_state
+from exact_prep.dataset import MANIFEST, REJECTED, SPOOL, WORK, shard_name, tree_hash, write_info, write_state
 from exact_prep.engines import run
 from exact_prep.errors import Interrupted, UsageError
 from exact_prep.exposure import Exposure
@@ -35,10 +35,22 @@ from exact_prep.manifest import (
     sealed,
 )
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
-from exact_prep.pipeline.work import claim
+from exact_prep.pipeline.work import claim, refuse_finished
 from exact_prep.sources import find_inputs, plan_tasks, sample_texts
 from exact_prep.stages.pack import PackTask, pack_task, record_path, rejected_path
-from exact_prep.storage import TEMPORARY, explained, load, locked, make_directory, publish, remove, save, sync_file
+from exact_prep.storage import (
+    TEMPORARY,
+    digest,
+    explained,
+    load,
+    locked,
+    make_directory,
+    mapped,
+    publish,
+    remove,
+    save,
+    sync_file,
+)
 from exact_prep.tables import exposure_of, record_of
 from exact_prep.tokenization import choose, locate
 
@@ -89,7 +101,8 @@ def pack(
     if options.source.ids_field is None and options.tokenizer.tokenizer is None:
         raise UsageError("--tokenizer is missing; it may be left out only with --ids-field, for a corpus of ids")
     with locked(out), interruptible(out):
-        spooled = spool(stdin, out / WORK / "stdin") if "-" in inputs and stdin else None
+        refuse_finished(out, overwrite=overwrite)
+        spooled = spool(stdin, out / SPOOL) if "-" in inputs and stdin else None
         planned = prepare(inputs, options, out, spooled, emit)
         continued = claim(out, planned.plan, overwrite=overwrite)
         if continued:
@@ -97,6 +110,7 @@ def pack(
         records = run_tasks(planned, finished_tasks(planned), workers)
         manifests = [publish_dataset(planned, seq_len, records) for seq_len in options.packing.seq_lens]
         remove(planned.work)
+        remove(out / SPOOL)
         emit(Finished())
     return manifests
 
@@ -115,7 +129,6 @@ def interruptible(out: Path) -> Iterator[None]:
 
 def spool(stdin: BinaryIO, path: Path) -> Path:
     """Put standard input into a file: tasks can share it and a restart can compare it. Published whole."""
-    make_directory(path.parent)
     temporary = path.with_name(path.name + TEMPORARY)
     with explained("write", path), temporary.open("wb") as file:
         shutil.copyfileobj(stdin, file, 1 << 20)
@@ -136,7 +149,14 @@ def prepare(inputs: Sequence[str], options: PackOptions, out: Path, stdin: Path 
     if tokenizer.fallback:
         emit(Note(text=f"encoding with {tokenizer.backend}, which is slower: {tokenizer.fallback}"))
     tasks = plan_tasks(found.files, options.source, stdin=stdin)
-    plan = Plan(tool_version=__version__, options=options, tokenizer=tokenizer, inputs=found.files, tasks=tasks)
+    plan = Plan(
+        tool_version=__version__,
+        options=options,
+        tokenizer=tokenizer,
+        inputs=found.files,
+        stdin_xxh3=digest([mapped(stdin)]) if stdin else None,
+        tasks=tasks,
+    )
     return Run(out=out, plan=plan, left_out=found.left_out, tokenizer_path=path, stdin=stdin, emit=emit)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exact_prep.dataset import INFO, MANIFEST, PLAN, REJECTED, STATE, WEIGHTS, WORK
+from exact_prep.dataset import INFO, MANIFEST, PLAN, REJECTED, SPOOL, STATE, WEIGHTS, WORK
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.manifest import Plan
 from exact_prep.storage import LOCK_FILES, load, make_directory, remove, save
@@ -13,10 +13,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def refuse_finished(out: Path, *, overwrite: bool) -> None:
+    """Raise UsageError if `out` holds a finished dataset that may not be replaced, or somebody else's files."""
+    if (out / WORK / PLAN).exists():
+        return
+    if holds_dataset(out):
+        if not overwrite:
+            raise UsageError(f"{out} holds a dataset already; choose another --out, or replace it with --overwrite")
+    elif foreign := sorted(path.name for path in out.iterdir() if path.name not in {*LOCK_FILES, WORK, SPOOL}):
+        raise UsageError(f"{out} holds files that are no dataset's ({foreign[0]}, ...); choose an empty --out")
+
+
 def claim(out: Path, plan: Plan, *, overwrite: bool) -> bool:
     """Make `out` hold the work of `plan` and nothing else; returns whether it continues an earlier run.
 
-    Raises UsageError if `out` holds a finished dataset, an unfinished run of another plan, or somebody else's files.
+    Raises UsageError if `out` holds an unfinished run of another plan.
     """
     work = out / WORK
     if (work / PLAN).exists():
@@ -28,11 +39,6 @@ def claim(out: Path, plan: Plan, *, overwrite: bool) -> bool:
                 f"{out} holds an unfinished run that differs: {'; '.join(differences)}. "
                 "Repeat that command to continue it, or start anew with --overwrite"
             )
-    elif holds_dataset(out):
-        if not overwrite:
-            raise UsageError(f"{out} holds a dataset already; choose another --out, or replace it with --overwrite")
-    elif foreign := sorted(path.name for path in out.iterdir() if path.name not in {*LOCK_FILES, WORK}):
-        raise UsageError(f"{out} holds files that are no dataset's ({foreign[0]}, ...); choose an empty --out")
     clear(out)
     make_directory(work)
     save(plan, work / PLAN)

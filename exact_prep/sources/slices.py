@@ -30,7 +30,8 @@ COMPRESSED_WEIGHT = 4
 def plan(parts: Sequence[Part]) -> tuple[tuple[Slice, ...], ...]:
     """See `exact_prep.sources.plan_tasks`; `parts` are the files, whole."""
     weights = [weight(part) for part in parts]
-    size = min(max(math.ceil(sum(weights) / TASKS), SMALLEST_TASK), LARGEST_TASK)
+    fair = min(max(math.ceil(sum(weights) / TASKS), SMALLEST_TASK), LARGEST_TASK)
+    size = parts[0].options.task_bytes or fair
     tasks: list[tuple[Slice, ...]] = []
     group: list[Slice] = []
     held = 0

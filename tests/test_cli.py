@@ -1,0 +1,516 @@
+"""The commands as a user types them: real processes, real files; every document is found again in the rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer
+
+from exact_prep.reports.schemas import schema_files
+
+ROOT = Path(__file__).parents[1]
+
+
+def exact_prep(*arguments: object, check: int | None = 0, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "exact_prep", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    assert check is None or done.returncode == check, done.stderr + done.stdout
+    return done
+
+
+def documents(count: int, seed: int = 0, longest: int = 3000) -> list[str]:
+    """Texts of log-uniform length from a small vocabulary, some with characters outside ASCII."""
+    words = ["the", "long", "context", "of", "a", "row", "straße", "東京", "🙂", "\n", "0123", "{", "}", "'s", "  "]
+    chooser = random.Random(seed)
+    return [" ".join(chooser.choices(words, k=int(longest ** chooser.random()))) for _ in range(count)]
+
+
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def rows_of(directory: Path) -> list[dict]:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    rows = []
+    for shard in manifest["shards"]:
+        rows += pa.ipc.open_stream((directory / shard["file"]).read_bytes()).read_all().to_pylist()
+    return rows
+
+
+def documents_of(directory: Path) -> dict[tuple[int, int], list[int]]:
+    """Ids by (task, document), joined from their segments."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    segments: dict[tuple[int, int], dict[int, list[int]]] = {}
+    for shard in manifest["shards"]:
+        for row in pa.ipc.open_stream((directory / shard["file"]).read_bytes()).read_all().to_pylist():
+            position = 0
+            for doc, offset, length in zip(row["doc_ids"], row["doc_offsets"], row["seq_lengths"], strict=True):
+                tokens = row["input_ids"][position : position + length]
+                segments.setdefault((shard["task"], doc), {})[offset] = tokens
+                position += length
+    return {doc: [t for offset in sorted(parts) for t in parts[offset]] for doc, parts in segments.items()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """300 documents, three of them empty."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = documents(300)
+    for empty in (5, 100, 299):
+        texts[empty] = ""
+    return write_jsonl(folder / "corpus.jsonl", texts), texts
+
+
+@pytest.fixture(scope="module")
+def dataset(corpus, tokenizer_file, tmp_path_factory):
+    """The corpus packed to rows of 256 and weighed; not to be changed."""
+    out = tmp_path_factory.mktemp("dataset") / "packed"
+    exact_prep("pack", corpus[0], "--tokenizer", tokenizer_file, "--seq-len", 256, "--out", out, "--workers", 1)
+    exact_prep("weigh", out)
+    return out
+
+
+@pytest.fixture
+def copy(dataset, tmp_path):
+    """A copy of the dataset that may be changed."""
+    target = tmp_path / "copy"
+    subprocess.run(["cp", "-r", dataset, target], check=True)
+    return target
+
+
+def test_every_document_comes_back_token_by_token_with_its_eos(dataset, corpus, tokenizer_file):
+    reference = Tokenizer.from_file(str(tokenizer_file))
+    eos = reference.token_to_id("<|endoftext|>")
+    expected = {
+        (0, record): [*reference.encode(text, add_special_tokens=False).ids, eos]
+        for record, text in enumerate(corpus[1])
+        if text
+    }
+    assert documents_of(dataset) == expected
+
+
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
+def test_packing_and_shuffling_lose_nothing(packing, corpus, dataset, tokenizer_file, tmp_path):
+    out = tmp_path / "out"
+    options = ("--packing", packing, "--shuffle", 7, "--workers", 1)
+    exact_prep("pack", corpus[0], "--tokenizer", tokenizer_file, "--seq-len", 128, "--out", out, *options)
+    assert documents_of(out) == documents_of(dataset)
+    if packing == "best-fit":
+        cut = {(d, o) for row in rows_of(out) for d, o in zip(row["doc_ids"], row["doc_offsets"], strict=True) if o}
+        assert all(offset % 128 == 0 for _, offset in cut)
+    assert exact_prep("verify", out).stdout.endswith("everything is as it should be\n")
+
+
+def test_weights_are_what_the_formula_says_at_every_position(dataset):
+    weights = json.loads((dataset / "weights.json").read_text())
+    rows = rows_of(dataset)
+    counts = [0] * 20
+    for row in rows:
+        for length in row["seq_lengths"]:
+            for context in range(1, length):
+                counts[max(context.bit_length() - 3, 0)] += 1
+    tail = [b for b in range(20) if counts[b] and (8 << (b - 1) if b else 0) >= 64]
+    q = {b: counts[b] / sum(counts[b] for b in tail) for b in tail}
+    mean = sum(q[b] * (q[b] + 1e-6) ** -0.5 for b in tail)
+    table = {b: 1 + 0.15 * (q[b] + 1e-6) ** -0.5 / mean if b in q else 1.0 for b in range(20)}
+    assert weights["counts"] == counts[: len(weights["counts"])]
+    assert weights["state"] == "complete"
+    for row in rows:
+        expected = []
+        for length in row["seq_lengths"]:
+            expected += [0.0, *(float(np.float16(table[max(c.bit_length() - 3, 0)])) for c in range(1, length))]
+        expected += [0.0] * (256 - len(expected))
+        assert row["loss_weights"] == expected
+
+
+def test_hugging_face_loads_the_directory_and_its_fingerprint_follows_the_weights(copy):
+    load = "from datasets import load_from_disk; import sys; d = load_from_disk(sys.argv[1]);"
+    show = (
+        load + "print(len(d), d._fingerprint, d.with_format('numpy')[0]['loss_weights'].dtype, d.features['input_ids'])"
+    )
+
+    def run():
+        done = subprocess.run([sys.executable, "-c", show, copy], capture_output=True, text=True, check=True)
+        return done.stdout.split(maxsplit=3)
+
+    rows, before, dtype, _ = run()
+    assert int(rows) == len(rows_of(copy))
+    assert dtype == "float16"
+    exact_prep("weigh", copy, "--alpha", 0.3)
+    assert run()[1] != before
+
+
+def test_the_report_says_the_same_in_words_and_in_json(dataset, copy):
+    facts = json.loads(exact_prep("report", dataset, "--json").stdout)
+    assert len(facts) == 1
+    text = exact_prep("report", dataset, env={**os.environ, "COLUMNS": "160"}).stdout
+    for bucket in facts[0]["buckets"]:
+        assert f"{bucket['targets']:,}" in text
+        assert f"{bucket['weight']:.4f}" in text
+    assert f"{facts[0]['weights']['weighted_tail_share']:.2%}" in text
+    assert facts[0]["documents"] == {"records": 300, "packed": 297, "empty": 3, "rejected": 0}
+    assert sum(bucket["share"] for bucket in facts[0]["buckets"]) == pytest.approx(1)
+    assert sum(bucket["weighted_share"] for bucket in facts[0]["buckets"]) == pytest.approx(1)
+    (copy / "weights.json").unlink()
+    before = json.loads(exact_prep("report", copy, "--json").stdout)[0]
+    assert before["weights"] is None
+    assert [b["targets"] for b in before["buckets"]] == [b["targets"] for b in facts[0]["buckets"]]
+    assert "not weighed" in exact_prep("report", copy).stdout
+
+
+def test_schemas_are_generated_from_the_records_and_hold_for_real_output(dataset):
+    committed = {path.name: path.read_bytes() for path in (ROOT / "schemas").glob("*.json")}
+    for name, data in schema_files().items():
+        assert committed[name] == data, "run python -m exact_prep.reports.schemas schemas"
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    instances = {
+        "manifest": manifest,
+        "shard-record": manifest["shards"][0],
+        "weights": json.loads((dataset / "weights.json").read_text()),
+        "report": json.loads(exact_prep("report", dataset, "--json").stdout),
+    }
+    for name, instance in instances.items():
+        schema = json.loads(committed[f"{name}.schema.json"])
+        jsonschema.Draft202012Validator.check_schema(schema)
+        jsonschema.validate(instance, schema)
+
+
+def test_the_same_bytes_for_any_workers_and_any_naming_of_the_inputs(tokenizer_file, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(6):
+        write_jsonl(folder / f"{n}.jsonl", documents(400, seed=n))
+    namings = {
+        "directory": [folder],
+        "glob": [folder / "*.jsonl"],
+        "list": [folder / f"{n}.jsonl" for n in (3, 1, 0, 5, 4, 2)],
+    }
+    hashes = set()
+    for (naming, inputs), workers in zip(namings.items(), (1, 2, 5), strict=True):
+        out = tmp_path / naming
+        options = ("--workers", workers, "--task-size", 200000)
+        exact_prep(
+            "pack",
+            *inputs,
+            "--tokenizer",
+            tokenizer_file,
+            "--seq-len",
+            512,
+            "--out",
+            out,
+            "--workers",
+            workers,
+            env=env,
+        )
+        manifest = json.loads((out / "manifest.json").read_text())
+        hashes.add(manifest["tree_hash"])
+        assert len(manifest["tasks"]) > 1
+        assert {p.name for p in out.iterdir()} == {
+            "manifest.json",
+            "dataset_info.json",
+            "state.json",
+            *(shard["file"] for shard in manifest["shards"]),
+        }
+    assert len(hashes) == 1
+
+
+def test_several_row_lengths_are_several_datasets_from_one_tokenization(corpus, tokenizer_file, tmp_path, dataset):
+    out = tmp_path / "out"
+    lengths = ("--seq-len", 128, "--seq-len", 256)
+    exact_prep("pack", corpus[0], "--tokenizer", tokenizer_file, *lengths, "--out", out, "--workers", 1)
+    exact_prep("weigh", out)
+    assert sorted(path.name for path in out.iterdir()) == ["128", "256"]
+    one = json.loads((dataset / "manifest.json").read_text())
+    assert json.loads((out / "256" / "manifest.json").read_text())["tree_hash"] == one["tree_hash"]
+    assert [fact["seq_len"] for fact in json.loads(exact_prep("report", out, "--json").stdout)] == [128, 256]
+    assert exact_prep("verify", out).returncode == 0
+
+
+def test_a_second_weigh_replaces_the_first_and_returns_to_the_same_bytes(copy):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    exact_prep(
+        "weigh", copy, "--alpha", 0.5, "--gamma", 0, "--normalize", "mean", "--supervise-first", "--tail-from", 100
+    )
+    assert exact_prep("verify", copy).returncode == 0
+    assert (copy / "data-00000-of-00001.arrow").read_bytes() != before["data-00000-of-00001.arrow"]
+    exact_prep("weigh", copy, "--recount")
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_weigh_into_a_copy_leaves_the_original_and_equals_weighing_in_place(copy, tmp_path):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    other = tmp_path / "other"
+    done = exact_prep("weigh", copy, "--alpha", 0.4, "--tail-from", 100, "--out", other)
+    assert "the tail begins at 128" in done.stderr
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert exact_prep("verify", other).returncode == 0
+    exact_prep("weigh", copy, "--alpha", 0.4, "--tail-from", 100)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
+        path.name: path.read_bytes() for path in other.iterdir()
+    }
+    assert "holds a dataset already" in exact_prep("weigh", copy, "--out", other, check=2).stderr
+
+
+def damage_flip(d: Path, where: int) -> None:
+    path = d / "data-00000-of-00001.arrow"
+    data = bytearray(path.read_bytes())
+    data[where] ^= 4
+    path.write_bytes(data)
+
+
+def change_json(path: Path, **fields) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+DAMAGES = {
+    "a flipped byte among the ids": (lambda d: damage_flip(d, 5000), "bytes are not those that were written"),
+    "a truncated shard": (lambda d: os.truncate(d / "data-00000-of-00001.arrow", 999), "999 bytes, the manifest says"),
+    "a missing shard": (lambda d: (d / "data-00000-of-00001.arrow").unlink(), "No such file"),
+    "a foreign shard": (lambda d: (d / "data-9.arrow").write_bytes(b"x"), "data-9.arrow is no shard"),
+    "an edited manifest": (lambda d: change_json(d / "manifest.json", text_bytes=1), "was changed after"),
+    "a manifest with an unknown field": (lambda d: change_json(d / "manifest.json", more=1), "more"),
+    "weights of another table": (lambda d: change_json(d / "weights.json", alpha=0.2), "does not follow"),
+    "weights of another dataset": (
+        lambda d: change_json(d / "weights.json", dataset_tree_hash="0" * 32),
+        "another dataset",
+    ),
+    "half-weighed": (lambda d: change_json(d / "weights.json", state="under way", shards=[]), "half-weighed"),
+    "no state.json": (lambda d: (d / "state.json").unlink(), "state.json cannot be read"),
+    "other features": (lambda d: change_json(d / "dataset_info.json", features={}), "features"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verify_finds(damage, copy):
+    harm, says = DAMAGES[damage]
+    harm(copy)
+    done = exact_prep("verify", copy, "--workers", 1, check=1)
+    assert says in done.stdout, done.stdout
+
+
+def test_verify_finds_every_flipped_bit_of_a_weight_with_its_row_and_position(copy):
+    position = (copy / "data-00000-of-00001.arrow").stat().st_size - 2000
+    damage_flip(copy, position)
+    found = exact_prep("verify", copy, "--workers", 1, check=1).stdout
+    assert "loss_weights are not those" in found
+    assert "its left context calls for" in found
+
+
+def test_quick_verify_sees_sizes_alone(copy):
+    assert exact_prep("verify", copy, "--quick").returncode == 0
+    damage_flip(copy, 5000)
+    assert exact_prep("verify", copy, "--quick").returncode == 0
+    os.truncate(copy / "data-00000-of-00001.arrow", 5000)
+    exact_prep("verify", copy, "--quick", check=1)
+
+
+BAD_INPUTS = {
+    "not JSON": (b'{"text": "a"}\nnope\n', "bad.jsonl:2:"),
+    "no text field": (b'{"text": "a"}\n{"body": "b"}\n', "bad.jsonl:2:"),
+    "a number for a text": (b'{"text": 7}\n', "bad.jsonl:1:"),
+    "not UTF-8": (b'{"text": "a"}\n{"text": "\xff"}\n', "bad.jsonl:2:"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_INPUTS)
+def test_a_bad_document_stops_the_run_with_file_and_line_or_is_set_aside(fault, tmp_path, tokenizer_file):
+    data, says = BAD_INPUTS[fault]
+    (tmp_path / "bad.jsonl").write_bytes(b'{"text": "first"}\n'[:0] + data)
+    arguments = (
+        "pack",
+        tmp_path / "bad.jsonl",
+        "--tokenizer",
+        tokenizer_file,
+        "--seq-len",
+        16,
+        "--out",
+        tmp_path / "out",
+    )
+    done = exact_prep(*arguments, check=1)
+    assert says in done.stderr
+    assert "--on-error reject" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    exact_prep(*arguments, "--on-error", "reject", "--overwrite")
+    line = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+    assert line["source"].endswith("bad.jsonl")
+    assert f"line {says.split(':')[1]}" == line["place"]
+    facts = json.loads(exact_prep("report", tmp_path / "out", "--json").stdout)[0]
+    assert facts["documents"]["rejected"] == 1
+    assert exact_prep("verify", tmp_path / "out").returncode == 0
+
+
+def make_truncated_gz(path: Path) -> list:
+    (path / "t.jsonl.gz").write_bytes(gzip.compress(b'{"text": "abc"}\n' * 1000)[:-20])
+    return [path / "t.jsonl.gz"]
+
+
+def make_invalid_txt(path: Path) -> list:
+    (path / "t.txt").write_bytes(b"fine\nnot \xff fine\n")
+    return [path / "t.txt"]
+
+
+def make_jsonl(path: Path) -> list:
+    return [write_jsonl(path / "ok.jsonl", ["some text"])]
+
+
+MISUSES = {
+    "truncated gz": (make_truncated_gz, [], 1, "t.jsonl.gz"),
+    "text that is not UTF-8": (make_invalid_txt, [], 1, "t.txt:2"),
+    "no such file": (lambda d: [d / "absent.jsonl"], [], None, "absent.jsonl"),
+    "an unknown suffix": (lambda d: [(d / "x.docx").write_bytes(b"x") and d / "x.docx"], [], 2, "--input-format"),
+    "an empty directory": (lambda d: [(d / "none").mkdir() or d / "none"], [], None, "none"),
+    "rows of one token": (make_jsonl, ["--seq-len", 1], 2, "--seq-len"),
+    "a tokenizer that is not one": (make_jsonl, ["--tokenizer", ROOT / "pyproject.toml"], None, "pyproject.toml"),
+    "a tokenizer that does not exist": (make_jsonl, ["--tokenizer", "./no/such/tokenizer.json"], None, "tokenizer"),
+    "a hub id, offline": (make_jsonl, ["--tokenizer", "no-such-org/no-such-model"], None, "tokenizer.json"),
+    "an unknown EOS": (make_jsonl, ["--eos-token", "<nope>"], None, "<nope>"),
+    "a place that cannot be written": (make_jsonl, ["--out", "/proc/nowhere"], 1, "/proc/nowhere"),
+    "an unknown option": (make_jsonl, ["--sequence-length", 4], 2, "--sequence-length"),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_misuse_ends_in_two_lines_that_say_what_and_how_to_mend_it(misuse, tmp_path, tokenizer_file):
+    make, options, code, says = MISUSES[misuse]
+    defaults = {"--tokenizer": tokenizer_file, "--seq-len": 16, "--out": tmp_path / "out"}
+    arguments = [w for name, value in defaults.items() if name not in options for w in (name, value)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    done = exact_prep("pack", *make(tmp_path), *arguments, *options, check=None, env=env)
+    assert done.returncode in ((1, 2) if code is None else (code,)), done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    if "Usage:" not in done.stderr:
+        assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
+    assert not list(tmp_path.glob("out/**/manifest.json"))
+
+
+def test_an_existing_dataset_is_not_replaced_unless_asked(copy, corpus, tokenizer_file):
+    arguments = ("pack", corpus[0], "--tokenizer", tokenizer_file, "--seq-len", 64, "--out", copy)
+    assert "--overwrite" in exact_prep(*arguments, check=2).stderr
+    exact_prep(*arguments, "--overwrite")
+    assert not (copy / "weights.json").exists()
+    assert exact_prep("verify", copy).returncode == 0
+
+
+def test_a_directory_with_files_of_somebody_else_is_left_alone(tmp_path, corpus, tokenizer_file):
+    (tmp_path / "thesis.tex").write_text("mine")
+    arguments = ("pack", corpus[0], "--tokenizer", tokenizer_file, "--seq-len", 64, "--out", tmp_path, "--overwrite")
+    assert "thesis.tex" in exact_prep(*arguments, check=2).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_limits_stop_after_the_document_that_reaches_them(corpus, tokenizer_file, tmp_path):
+    base = ("pack", corpus[0], "--tokenizer", tokenizer_file, "--seq-len", 64, "--workers", 2)
+    exact_prep(*base, "--out", tmp_path / "docs", "--limit-docs", 101)
+    manifest = json.loads((tmp_path / "docs" / "manifest.json").read_text())
+    assert manifest["documents"] == {"records": 103, "packed": 101, "empty": 2, "rejected": 0}
+    exact_prep(*base, "--out", tmp_path / "tokens", "--limit-tokens", 5000)
+    found = documents_of(tmp_path / "tokens")
+    total = sum(map(len, found.values()))
+    assert total >= 5000 > total - len(found[max(found)])
+    assert exact_prep("verify", tmp_path / "tokens").returncode == 0
+
+
+def test_stdin_and_other_formats_give_the_same_rows(corpus, dataset, tokenizer_file, tmp_path):
+    base = ("--tokenizer", tokenizer_file, "--seq-len", 256, "--workers", 1)
+    want = json.loads((dataset / "manifest.json").read_text())["tree_hash"]
+    compressed = tmp_path / "corpus.jsonl.gz"
+    compressed.write_bytes(gzip.compress(corpus[0].read_bytes()))
+    columns = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"text": corpus[1]}), columns)
+    for name, source in (("gz", compressed), ("parquet", columns)):
+        exact_prep("pack", source, *base, "--out", tmp_path / name)
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["tree_hash"] == want
+    with corpus[0].open() as stdin:
+        exact_prep("pack", "-", *base, "--out", tmp_path / "stdin", stdin=stdin)
+    assert json.loads((tmp_path / "stdin" / "manifest.json").read_text())["tree_hash"] == want
+
+
+def test_help_is_quick_and_imports_nothing_slow():
+    script = (
+        "import sys, time\nfrom exact_prep.cli import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "slow = {'numba', 'datasets', 'pyarrow.dataset', 'torch', 'pydantic', 'numpy'} & sys.modules.keys()\n"
+        "print('slow:', sorted(slow), 'cpu:', time.process_time())"
+    )
+    for arguments in (["--help"], ["pack", "-h"], ["--version"]):
+        seconds = []
+        for _ in range(3):
+            done = subprocess.run(
+                [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+            )
+            last = done.stdout.splitlines()[-1]
+            assert last.startswith("slow: []"), last
+            seconds.append(float(last.split("cpu: ")[1]))
+        assert min(seconds) < 0.3, seconds
+
+
+def test_every_command_and_option_is_explained():
+    text = exact_prep("--help").stdout
+    for command in ("pack", "weigh", "report", "verify", "demo"):
+        assert command in text
+        shown = exact_prep(command, "-h", env={**os.environ, "COLUMNS": "200"}).stdout
+        for line in shown.splitlines():
+            if line.startswith("│ ") and "--" in line:
+                assert len(line.strip("│ ").split("  ")[-1]) > 3, line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_a_run_within_two_seconds_and_it_continues(number, tokenizer_file, tmp_path):
+    source = tmp_path / "in.jsonl"
+    write_jsonl(source, documents(3000, longest=20000))
+    base = ["pack", source, "--tokenizer", tokenizer_file, "--seq-len", 512, "--workers", 2, "--task-size", 1000000]
+    exact_prep(*base, "--out", tmp_path / "whole")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "exact_prep", *map(str, base), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(out.glob(".work/task-*.json")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        started = time.monotonic()
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        _, talk = process.communicate(timeout=10)
+        took = time.monotonic() - started
+    assert process.returncode == 130
+    assert took < 2
+    assert psutil.wait_procs(children, timeout=1)[1] == []
+    assert len(talk.strip().splitlines()) == 1
+    assert "same command again to continue" in talk
+    done = exact_prep(*base, "--out", out)
+    assert "were done already" in done.stderr
+    whole, continued = (json.loads((d / "manifest.json").read_text())["tree_hash"] for d in (tmp_path / "whole", out))
+    assert whole == continued
+
+
+def test_another_plan_is_refused_with_what_differs(tokenizer_file, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", ["good", "also good"])
+    (tmp_path / "in.jsonl").write_bytes(source.read_bytes() + b"bad\n")
+    base = ["pack", source, "--tokenizer", tokenizer_file, "--out", tmp_path / "out"]
+    exact_prep(*base, "--seq-len", 64, check=1)
+    done = exact_prep(*base, "--seq-len", 32, "--packing", "best-fit", check=2)
+    assert "seq_lens was 64, is 32" in done.stderr
+    assert "packing was 'concat', is 'best-fit'" in done.stderr
+    write_jsonl(source, ["good", "longer than it was", "also good"])
+    done = exact_prep(*base, "--seq-len", 64, check=2)
+    assert "in.jsonl bytes was" in done.stderr
+    exact_prep(*base, "--seq-len", 64, "--overwrite")
+    assert exact_prep("verify", tmp_path / "out").returncode == 0
