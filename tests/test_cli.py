@@ -204,19 +204,7 @@ def test_the_same_bytes_for_any_workers_and_any_naming_of_the_inputs(tokenizer_f
     for (naming, inputs), workers in zip(namings.items(), (1, 2, 5), strict=True):
         out = tmp_path / naming
         options = ("--workers", workers, "--task-size", 200000)
-        exact_prep(
-            "pack",
-            *inputs,
-            "--tokenizer",
-            tokenizer_file,
-            "--seq-len",
-            512,
-            "--out",
-            out,
-            "--workers",
-            workers,
-            env=env,
-        )
+        exact_prep("pack", *inputs, "--tokenizer", tokenizer_file, "--seq-len", 512, "--out", out, *options)
         manifest = json.loads((out / "manifest.json").read_text())
         hashes.add(manifest["tree_hash"])
         assert len(manifest["tasks"]) > 1
