@@ -118,25 +118,25 @@ def part(
     return Part(file=file, slice=one or Slice(file=index), path=path, options=options)
 
 
-def read_slice(part: Part) -> Iterator[TextBatch]:
-    """The documents of one slice, in batches as its format gives them."""
+def read_slice(part: Part, *, block: int = 4 << 20) -> Iterator[TextBatch]:
+    """The documents of one slice, in batches as its format gives them; files of text are read `block` bytes at once."""
     match part.file.format:
         case "text":
             from exact_prep.sources.text import read_text
 
-            return read_text(part)
+            return read_text(part, block=block)
         case "jsonl":
             from exact_prep.sources.jsonl import read_jsonl
 
-            return read_jsonl(part)
+            return read_jsonl(part, block=block)
         case "json":
             from exact_prep.sources.array import read_json
 
-            return read_json(part)
+            return read_json(part, block=block)
         case "csv":
             from exact_prep.sources.table import read_csv
 
-            return read_csv(part)
+            return read_csv(part, block=block)
         case "parquet":
             from exact_prep.sources.columnar import open_parquet, read_columns
 
@@ -146,6 +146,7 @@ def read_slice(part: Part) -> Iterator[TextBatch]:
 
             return read_columns(part, open_arrow)
         case "hub":
-            from exact_prep.sources.hub import open_hub, read_columns
+            from exact_prep.sources.columnar import read_columns
+            from exact_prep.sources.hub import open_hub
 
             return read_columns(part, open_hub)

@@ -16,7 +16,7 @@ import numpy as np
 
 from exact_prep.batches import TextBatch
 from exact_prep.sources.documents import BATCH_RECORDS, MAX_DOCUMENT, MAX_ID, numbers, set_aside, utf8_bytes
-from exact_prep.sources.streams import BLOCK, BOM, Damaged, compression, count_newlines, line_blocks, whole_blocks
+from exact_prep.sources.streams import BOM, Damaged, compression, count_newlines, line_blocks, whole_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +50,7 @@ class Group(NamedTuple):
     """Bytes of the file that this group accounts for."""
 
 
-def read_jsonl(part: Part, *, block: int = BLOCK) -> Iterator[TextBatch]:
+def read_jsonl(part: Part, *, block: int) -> Iterator[TextBatch]:
     """The documents of a slice of a JSON lines file; see `Part` and `TextBatch`."""
     start, stop = part.slice.start, part.file.bytes if part.slice.stop is None else part.slice.stop
     if compression(part.file, part.path):

@@ -206,7 +206,7 @@ def decompressed(file: InputFile, path: Path, start: int = 0) -> Iterator[Stream
             yield ArrowStream(raw, codec)
 
 
-def whole_blocks(file: InputFile, path: Path, *, size: int = BLOCK) -> Iterator[Block]:
+def whole_blocks(file: InputFile, path: Path, *, size: int) -> Iterator[Block]:
     """The content of `file` in blocks of `size` bytes; the last is empty. Raises Damaged."""
     seen = offset = 0
     with decompressed(file, path) as stream:
@@ -220,7 +220,7 @@ def whole_blocks(file: InputFile, path: Path, *, size: int = BLOCK) -> Iterator[
                 return
 
 
-def line_blocks(file: InputFile, path: Path, start: int, stop: int, *, size: int = BLOCK) -> Iterator[Block]:
+def line_blocks(file: InputFile, path: Path, start: int, stop: int, *, size: int) -> Iterator[Block]:
     """The lines that begin in `start <= offset < stop` of a plain file, in blocks of at most `size` bytes.
 
     The first byte given is the first such line's, the last one the last such line's. The last block is empty; what

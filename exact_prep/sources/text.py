@@ -13,7 +13,7 @@ import numpy as np
 from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError
 from exact_prep.sources.documents import BATCH_RECORDS, set_aside, utf8_bytes
-from exact_prep.sources.streams import BLOCK, BOM, Damaged, whole_blocks
+from exact_prep.sources.streams import BOM, Damaged, whole_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
     """Whether the document ends here."""
 
 
-def read_text(part: Part, *, block: int = BLOCK) -> Iterator[TextBatch]:
+def read_text(part: Part, *, block: int) -> Iterator[TextBatch]:
     """The documents of a text file; see `Part` and `TextBatch`.
 
     Pieces cannot be taken back: when bad documents are to be set aside, the first that is longer than a piece has the
