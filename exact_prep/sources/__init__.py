@@ -118,25 +118,27 @@ def part(
     return Part(file=file, slice=one or Slice(file=index), path=path, options=options)
 
 
-def read_slice(part: Part, *, block: int = 4 << 20) -> Iterator[TextBatch]:
-    """The documents of one slice, in batches as its format gives them; files of text are read `block` bytes at once."""
+def read_slice(part: Part, *, block: int | None = None) -> Iterator[TextBatch]:
+    """The documents of one slice, in batches as its format gives them; `block` bytes are read at once."""
+    from exact_prep.sources.streams import BLOCK
+
     match part.file.format:
         case "text":
-            from exact_prep.sources.text import read_text
+            from exact_prep.sources.text import PIECE, read_text
 
-            return read_text(part, block=block)
+            return read_text(part, block=block or PIECE)
         case "jsonl":
             from exact_prep.sources.jsonl import read_jsonl
 
-            return read_jsonl(part, block=block)
+            return read_jsonl(part, block=block or BLOCK)
         case "json":
             from exact_prep.sources.array import read_json
 
-            return read_json(part, block=block)
+            return read_json(part, block=block or BLOCK)
         case "csv":
             from exact_prep.sources.table import read_csv
 
-            return read_csv(part, block=block)
+            return read_csv(part, block=block or BLOCK)
         case "parquet":
             from exact_prep.sources.columnar import open_parquet, read_columns
 

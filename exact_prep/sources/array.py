@@ -1,4 +1,4 @@
-"""JSON files in: an array of records, or records one after another (JSON lines that go by the name of .json).
+"""JSON files in: an array of records, or records one after another; JSON lines that go by .json are read as lines.
 
 No library reads an array of records in bounded memory at speed, so records are cut out here by their brackets and
 quotes, and decoded like lines. Cutting is linear and holds one record; what is cut wrongly fails to decode.
@@ -6,12 +6,13 @@ quotes, and decoded like lines. Cutting is linear and holds one record; what is 
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
 from exact_prep.sources.documents import MAX_DOCUMENT
-from exact_prep.sources.jsonl import TOO_LONG, Group, decode_groups
-from exact_prep.sources.streams import BOM, Damaged, whole_blocks
+from exact_prep.sources.jsonl import TOO_LONG, Group, decode_groups, read_jsonl
+from exact_prep.sources.streams import BOM, Damaged, decompressed, whole_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,8 +34,26 @@ NOTHING = b","
 
 def read_json(part: Part, *, block: int) -> Iterator[TextBatch]:
     """The documents of a JSON file; see `Part` and `TextBatch`."""
+    if holds_lines(part, block):
+        return read_jsonl(part, block=block)
     groups = record_groups(whole_blocks(part.file, part.path, size=block))
     return decode_groups(part, groups, lambda record, _: f"record {record + 1}")
+
+
+def holds_lines(part: Part, size: int) -> bool:
+    """Whether the first line of the file, within `size` bytes, is an object by itself: JSON lines, then."""
+    try:
+        with decompressed(part.file, part.path) as stream:
+            head = stream.read(size)
+    except Damaged:
+        return False
+    line, newline, _ = head.removeprefix(BOM).lstrip(SPACE).partition(b"\n")
+    if len(head) == size and not newline:
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def record_groups(blocks: Iterable[Block]) -> Iterator[Group]:

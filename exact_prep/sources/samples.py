@@ -1,4 +1,4 @@
-"""A few texts from all over a corpus, by few and small reads. Never complete: it is the run that reads every document.
+"""A few texts from all over a corpus, by few and small reads. Never complete: the run is what reads every document."""
 
 from __future__ import annotations
 
