@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+
 
 import numpy as np
 
 from exact_prep.config import SourceOptions
 from exact_prep.sources import find_inputs, plan_tasks, read_task
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_line_is_a_document(tmp_path: Path) -> None:

@@ -118,25 +118,27 @@ def part(
     return Part(file=file, slice=one or Slice(file=index), path=path, options=options)
 
 
-def read_slice(part: Part) -> Iterator[TextBatch]:
-    """The documents of one slice, in batches as its format gives them."""
+def read_slice(part: Part, *, block: int | None = None) -> Iterator[TextBatch]:
+    """The documents of one slice, in batches as its format gives them; `block` bytes are read at once."""
+    from exact_prep.sources.streams import BLOCK
+
     match part.file.format:
         case "text":
-            from exact_prep.sources.text import read_text
+            from exact_prep.sources.text import PIECE, read_text
 
-            return read_text(part)
+            return read_text(part, block=block or PIECE)
         case "jsonl":
             from exact_prep.sources.jsonl import read_jsonl
 
-            return read_jsonl(part)
+            return read_jsonl(part, block=block or BLOCK)
         case "json":
             from exact_prep.sources.array import read_json
 
-            return read_json(part)
+            return read_json(part, block=block or BLOCK)
         case "csv":
             from exact_prep.sources.table import read_csv
 
-            return read_csv(part)
+            return read_csv(part, block=block or BLOCK)
         case "parquet":
             from exact_prep.sources.columnar import open_parquet, read_columns
 
@@ -146,6 +148,7 @@ def read_slice(part: Part) -> Iterator[TextBatch]:
 
             return read_columns(part, open_arrow)
         case "hub":
-            from exact_prep.sources.hub import open_hub, read_columns
+            from exact_prep.sources.columnar import read_columns
+            from exact_prep.sources.hub import open_hub
 
             return read_columns(part, open_hub)

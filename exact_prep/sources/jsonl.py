@@ -16,7 +16,7 @@ import numpy as np
 
 from exact_prep.batches import TextBatch
 from exact_prep.sources.documents import BATCH_RECORDS, MAX_DOCUMENT, MAX_ID, numbers, set_aside, utf8_bytes
-from exact_prep.sources.streams import BLOCK, BOM, Damaged, compression, count_newlines, line_blocks, whole_blocks
+from exact_prep.sources.streams import BOM, Damaged, compression, count_newlines, line_blocks, whole_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +50,7 @@ class Group(NamedTuple):
     """Bytes of the file that this group accounts for."""
 
 
-def read_jsonl(part: Part, *, block: int = BLOCK) -> Iterator[TextBatch]:
+def read_jsonl(part: Part, *, block: int) -> Iterator[TextBatch]:
     """The documents of a slice of a JSON lines file; see `Part` and `TextBatch`."""
     start, stop = part.slice.start, part.file.bytes if part.slice.stop is None else part.slice.stop
     if compression(part.file, part.path):
@@ -79,22 +79,19 @@ def line_groups(blocks: Iterable[Block]) -> Iterator[Group]:
             data = data[len(BOM) :]
         if not held:
             tail_offset = block.offset + len(block.data) - len(data)
-        last = data.rfind(b"\n")
-        if last < 0:
-            held += len(data)
-            if held <= MAX_DOCUMENT:
-                tail.append(data)
-            else:
-                tail.clear()
-            yield Group([], tail_offset, block.consumed)
-            continue
-        lines = data[:last].split(b"\n")
-        tail.append(lines[0])
-        lines[0] = b"".join(tail) if held + len(lines[0]) <= MAX_DOCUMENT else TOO_LONG
+        lines = data.split(b"\n")
+        held += len(lines[0])
+        if held <= MAX_DOCUMENT:
+            tail.append(lines[0])
+        else:
+            tail.clear()
+        rest = lines.pop()
+        if lines:
+            lines[0] = b"".join(tail) if held <= MAX_DOCUMENT else TOO_LONG
+            tail, held = [rest], len(rest)
         yield Group(lines, tail_offset, block.consumed)
-        tail = [data[last + 1 :]]
-        held = len(tail[0])
-        tail_offset = block.offset + len(block.data) - held
+        if lines:
+            tail_offset = block.offset + len(block.data) - held
     if held:
         yield Group([b"".join(tail) if held <= MAX_DOCUMENT else TOO_LONG], tail_offset, 0)
 

@@ -12,14 +12,17 @@ import numpy as np
 
 from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError
-from exact_prep.sources.documents import BATCH_RECORDS, set_aside, utf8_bytes
-from exact_prep.sources.streams import BLOCK, BOM, Damaged, whole_blocks
+from exact_prep.sources.documents import BATCH_RECORDS, set_aside
+from exact_prep.sources.streams import BOM, Damaged, newlines, whole_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exact_prep.batches import Rejected
     from exact_prep.sources.documents import Part
+
+PIECE = 4 << 20
+"""Bytes per read, and about the longest piece of a document that is given at once."""
 
 WORD_BREAK_REACH = 1 << 12
 """How far before its end, in bytes, a piece is searched for whitespace to be cut at."""
@@ -41,7 +44,7 @@ class Piece(NamedTuple):
     """Whether the document ends here."""
 
 
-def read_text(part: Part, *, block: int = BLOCK) -> Iterator[TextBatch]:
+def read_text(part: Part, *, block: int) -> Iterator[TextBatch]:
     """The documents of a text file; see `Part` and `TextBatch`.
 
     Pieces cannot be taken back: when bad documents are to be set aside, the first that is longer than a piece has the
@@ -57,7 +60,7 @@ def read_text(part: Part, *, block: int = BLOCK) -> Iterator[TextBatch]:
             yield decode_pieces(part, pieces, share, bad)
             if pieces:
                 document = pieces[-1].document + pieces[-1].last
-                line = pieces[-1].line + pieces[-1].data.count(b"\n")
+                line = pieces[-1].line + newlines(pieces[-1].data)
     except Damaged as damage:
         rejected = set_aside(part, document, f"line {line} on", str(damage))
         rest = part.file.bytes - consumed
@@ -79,7 +82,7 @@ def piece_groups(part: Part, size: int) -> Iterator[tuple[list[Piece], int]]:
             pieces.append(Piece(document, one, offset, line, whole, True))
             document, whole = document + 1, True
             offset += len(one) + len(separator)
-            line += one.count(b"\n") + separator.count(b"\n")
+            line += newlines(one) + separator.count(b"\n")
             if len(pieces) == BATCH_RECORDS:
                 yield pieces, consumed
                 pieces, consumed = [], 0
@@ -87,7 +90,7 @@ def piece_groups(part: Part, size: int) -> Iterator[tuple[list[Piece], int]]:
             pieces.append(Piece(document, held, offset, line, whole, True))
         elif len(held) >= size + spare and (cut := break_before(held, len(held) - spare)):
             pieces.append(Piece(document, held[:cut], offset, line, whole, False))
-            line, offset, held, whole = line + held.count(b"\n", 0, cut), offset + cut, held[cut:], False
+            line, offset, held, whole = line + newlines(pieces[-1].data), offset + cut, held[cut:], False
         yield pieces, consumed
 
 
@@ -131,7 +134,7 @@ def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int,
     texts: list[str] = []
     records: list[int] = []
     rejected: list[Rejected] = []
-    empty = 0
+    empty = text_bytes = 0
     for piece in pieces:
         text, fault = "", bad.get(piece.document) if bad else None
         if fault is None:
@@ -150,6 +153,7 @@ def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int,
             empty += 1
         else:
             texts.append(text)
+            text_bytes += len(piece.data)
             records.append(piece.document)
     return TextBatch(
         texts=texts,
@@ -159,5 +163,5 @@ def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int,
         empty=empty,
         rejected=tuple(rejected),
         bytes_read=consumed,
-        text_bytes=utf8_bytes(texts),
+        text_bytes=text_bytes,
     )
