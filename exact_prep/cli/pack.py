@@ -18,7 +18,7 @@ def pack(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...", help="Files, directories, globs, `-` for standard input, `hf://name` for a dataset."
+            metavar="INPUT", help="Files, directories, globs, `-` for standard input, `hf://name` for a dataset."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the packed dataset.", rich_help_panel=ROWS)],

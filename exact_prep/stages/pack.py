@@ -227,8 +227,10 @@ class Part:
 
     def _close_shard(self) -> None:
         if self._writer:
-            self._shards.append(self._writer.close(file=self._path().name, task=self._task.index))
-            publish(self._writer.path, self._path())
+            path = self._path()
+            record = self._writer.close(file=path.name, task=self._task.index)
+            publish(self._writer.path, path)
+            self._shards.append(record)
             self._writer = None
 
     def _path(self) -> Path:
