@@ -111,10 +111,10 @@ def compact(segments: Pieces, index: np.ndarray, *, continues: bool) -> Pieces:
     """A copy of some segments that lie end to end in ids of their own."""
     chosen = segments.take(index)
     lengths = chosen.lengths.astype(np.int32)
-    ids = np.empty((1, int(chosen.lengths.sum())), np.int32)
-    gather(chosen.ids, chosen.starts, lengths, np.array([index.size], np.int32), 0, ids)
+    ids = np.empty(int(chosen.lengths.sum()), np.int32)
+    gather(chosen.ids, chosen.starts, lengths, np.array([index.size], np.int32), ids.size, 0, ids)
     return Pieces(
-        ids=ids[0],
+        ids=ids,
         starts=np.cumsum(chosen.lengths) - chosen.lengths,
         lengths=chosen.lengths,
         doc_ids=chosen.doc_ids,
@@ -264,7 +264,7 @@ class Packer:
             here = slice(int(splits[row]), int(splits[row + per_row.size]))
             lengths = segments.lengths[here].astype(np.int32)
             rows = np.empty((per_row.size, self._seq_len), np.int32)
-            gather(segments.ids, segments.starts[here], lengths, per_row, self._pad_id, rows)
+            gather(segments.ids, segments.starts[here], lengths, per_row, self._seq_len, self._pad_id, rows.reshape(-1))
             yield PackedBatch(
                 input_ids=rows,
                 segments_per_row=per_row,
