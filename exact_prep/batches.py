@@ -66,9 +66,11 @@ class TokenBatch:
     bos_tokens: int = 0
     eos_tokens: int = 0
     empty: int = 0
-    """Documents that had text but gave no token."""
+    """Documents that had text but gave no token; they get no BOS and no EOS."""
     documents: int = 0
-    """Documents that end in this batch."""
+    """Documents with tokens that end in this batch."""
+    rejected: tuple[Rejected, ...] = ()
+    """Documents left out; `source` is empty and `place` is `record N` until the stage knows better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

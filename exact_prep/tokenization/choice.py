@@ -1,0 +1,119 @@
+"""Which backend encodes a corpus, and with which special ids: decided once, in the parent process."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from exact_prep.errors import TokenizerError
+from exact_prep.manifest import TokenizerRecord
+from exact_prep.tokenization.backends import BackendName, Tokenizers, load
+from exact_prep.tokenization.files import digest, parse, read
+from exact_prep.tokenization.parity import Parity, gate
+from exact_prep.tokenization.special_tokens import SpecialIds, resolve, resolve_for_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from exact_prep.config import TokenizerOptions
+
+LARGEST_ID = 2**31 - 1
+"""Ids are kept as int32."""
+
+NOTHING = Parity(texts=0, bytes=0, differences=0)
+
+
+def choose(
+    options: TokenizerOptions, sample: Sequence[str], *, path: Path | None, ids: bool = False
+) -> TokenizerRecord:
+    """The tokenizer of a run: special ids, and the backend that is proven on the stress set and on `sample`.
+
+    `sample` is about 1 MB of the corpus. `path` is the tokenizer.json (`locate`), None where a corpus that comes as
+    `ids` names no tokenizer. Raises TokenizerError if the tokenizer cannot be loaded, an id it needs cannot be told, or
+    the backend asked for is not the equal of the reference. Costs 0.3 to 1.7 CPU-s.
+    """
+    if path is None:
+        if not ids:
+            raise TokenizerError("text needs a tokenizer; name one with --tokenizer")
+        return record_of(options, resolve_for_ids(options, None))
+    data = read(path)
+    sha256 = digest(data)
+    split_special = options.special_tokens_in_text != "special"
+    reference = load("tokenizers", path, sha256, split_special=split_special)
+    assert isinstance(reference, Tokenizers)
+    vocabulary = reference.tokenizer.get_vocab(with_added_tokens=True)
+    largest = max(vocabulary.values(), default=-1)
+    if largest > LARGEST_ID:
+        raise TokenizerError(f"{path}: id {largest} does not fit in 32 bits")
+    if ids:
+        special = resolve_for_ids(options, vocabulary)
+        return record_of(options, special, sha256=sha256, vocab_size=largest + 1)
+    special = resolve(options, path, vocabulary, reference.tokenizer)
+    spellings = [token.content for token in parse(data, path).added_tokens]
+    backend, parity, fallback = decide(options, path, sha256, spellings, sample)
+    return record_of(
+        options,
+        special,
+        sha256=sha256,
+        vocab_size=largest + 1,
+        backend=backend,
+        parity=parity,
+        fallback=fallback,
+    )
+
+
+def decide(
+    options: TokenizerOptions, path: Path, sha256: str, spellings: Sequence[str], sample: Sequence[str]
+) -> tuple[BackendName, Parity, str | None]:
+    """The backend, what was compared, and why it is not the fast one if that was not ruled out by the user."""
+    if options.backend == "tokenizers":
+        return "tokenizers", NOTHING, None
+    split_special = options.special_tokens_in_text != "special"
+    try:
+        fast = load("fastokens", path, sha256, split_special=split_special)
+    except TokenizerError as error:
+        if options.backend == "fastokens":
+            raise
+        return "tokenizers", NOTHING, str(error)
+    reference = load("tokenizers", path, sha256, split_special=split_special)
+    try:
+        parity = gate(fast, reference, spellings=spellings, sample=sample)
+    except ValueError as error:
+        parity, reason = NOTHING, f"fastokens failed before the run: {error}"
+    else:
+        if not parity.differences:
+            return "fastokens", parity, None
+        reason = f"fastokens differs from tokenizers in {parity.differences} of {parity.texts} texts: {parity.first}"
+    if options.backend == "fastokens":
+        raise TokenizerError(f"{path}: {reason}; use --tokenizer-backend auto")
+    return "tokenizers", parity, reason
+
+
+def record_of(
+    options: TokenizerOptions,
+    special: SpecialIds,
+    *,
+    sha256: str = "",
+    vocab_size: int = 0,
+    backend: BackendName | None = None,
+    parity: Parity = NOTHING,
+    fallback: str | None = None,
+) -> TokenizerRecord:
+    """The record of a choice; without a backend nothing is encoded."""
+    return TokenizerRecord(
+        name=options.tokenizer or "",
+        sha256=sha256,
+        vocab_size=vocab_size,
+        eos_id=special.eos,
+        bos_id=special.bos,
+        pad_id=special.pad,
+        special_tokens_in_text=options.special_tokens_in_text,
+        backend=backend or "none",
+        backend_version=version(backend) if backend else "",
+        reference_version=version("tokenizers") if backend else "",
+        parity_texts=parity.texts,
+        parity_bytes=parity.bytes,
+        parity_differences=parity.differences,
+        fallback=fallback,
+    )

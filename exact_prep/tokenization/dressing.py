@@ -1,0 +1,68 @@
+"""Encoded pieces of documents to token batches: BOS and EOS in place, and every token accounted for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exact_prep.batches import Rejected, TokenBatch
+from exact_prep.kernels.rows import splice
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Dresser:
+    """Puts BOS before and EOS behind documents, also behind those that come in several batches."""
+
+    def __init__(self, *, bos: int | None, eos: int | None) -> None:
+        self._bos = bos
+        self._eos = eos
+        self._emitted = 0
+        """Tokens handed out of the document that is not finished."""
+
+    def dress(
+        self,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        records: np.ndarray,
+        *,
+        continues: bool,
+        rejected: Sequence[Rejected] = (),
+    ) -> TokenBatch | None:
+        """The token batch of pieces `ids[offsets[p]:offsets[p+1]]` of documents `records[P]`; None if it says nothing.
+
+        The first piece goes on with the unfinished document if there is one; with `continues` the last is unfinished.
+        A document without tokens gets neither BOS nor EOS and counts as empty.
+        """
+        lengths = np.diff(offsets)
+        begun = np.zeros(lengths.size, np.int64)
+        begun[:1] = self._emitted
+        ended = np.ones(lengths.size, bool)
+        if continues:
+            ended[-1:] = False
+        empty = ended & (lengths + begun == 0)
+        before = np.where((begun == 0) & (lengths > 0), -1 if self._bos is None else self._bos, -1).astype(np.int32)
+        after = np.where(ended & ~empty, -1 if self._eos is None else self._eos, -1).astype(np.int32)
+        dressed = lengths + (before >= 0) + (after >= 0)
+        out = np.empty(int(dressed.sum()), np.int32)
+        splice(ids, offsets, before, after, out)
+        if lengths.size:
+            self._emitted = 0 if ended[-1] else int(begun[-1] + dressed[-1])
+        kept = dressed > 0
+        if not kept.any() and not ended.any() and not rejected:
+            return None
+        return TokenBatch(
+            ids=out,
+            offsets=np.concatenate([[0], np.cumsum(dressed[kept])]),
+            doc_ids=records[kept],
+            doc_offsets=begun[kept],
+            continues=self._emitted > 0,
+            text_tokens=int(offsets[-1]),
+            bos_tokens=int((before >= 0).sum()),
+            eos_tokens=int((after >= 0).sum()),
+            empty=int(empty.sum()),
+            documents=int((ended & ~empty).sum()),
+            rejected=tuple(rejected),
+        )

@@ -1,0 +1,85 @@
+"""Documents that come as token ids: checked, BOS and EOS added where asked. Nothing is encoded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exact_prep.batches import Rejected
+from exact_prep.errors import SourceError
+from exact_prep.tokenization.dressing import Dresser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exact_prep.batches import TextBatch, TokenBatch
+    from exact_prep.manifest import TokenizerRecord
+
+
+class IdPasser:
+    """Passes on the ids of one task."""
+
+    def __init__(self, record: TokenizerRecord, *, reject: bool) -> None:
+        self._limit = record.vocab_size
+        """Ids are below this; 0 where no tokenizer tells."""
+        self._reject = reject
+        self._dresser = Dresser(bos=record.bos_id, eos=record.eos_id)
+        self._held: list[np.ndarray] = []
+        """The end of a document that goes on in the next batch: one id, so that its last piece is never empty; all
+        of it where a document may yet be rejected."""
+
+    def encode(self, batch: TextBatch) -> Iterator[TokenBatch]:
+        """One token batch, unless nothing is settled yet."""
+        if batch.ids is None or batch.id_offsets is None:
+            raise SourceError("a batch without ids in a corpus of ids")
+        if self._reject and batch.continues and batch.records.size == 1:
+            self._held.append(batch.ids)
+            return
+        ids, offsets = self._with_held(batch.ids, batch.id_offsets)
+        if batch.continues:
+            kept = int(offsets[-2]) if self._reject else max(int(offsets[-2]), int(offsets[-1]) - 1)
+            self._held = [ids[kept:]]
+            ids, offsets = ids[:kept], np.append(offsets[:-1], kept)
+        ids, offsets, records, rejected = self._checked(ids, offsets, batch.records)
+        dressed = self._dresser.dress(ids, offsets, records, continues=batch.continues, rejected=rejected)
+        if dressed is not None:
+            yield dressed
+
+    def _with_held(self, ids: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The batch with what is held of its first document put in front."""
+        if not self._held:
+            return ids, offsets
+        held = sum(part.size for part in self._held)
+        ids, self._held = np.concatenate([*self._held, ids]), []
+        return ids, np.concatenate([[0], offsets[1:] + held])
+
+    def _checked(
+        self, ids: np.ndarray, offsets: np.ndarray, records: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Rejected]]:
+        """Leave out, or refuse, documents with ids outside the vocabulary."""
+        wrong = np.flatnonzero((ids < 0) | (ids >= self._limit)) if self._limit else np.flatnonzero(ids < 0)
+        if not wrong.size:
+            return ids, offsets, records, []
+        documents, first = np.unique(np.searchsorted(offsets, wrong, side="right") - 1, return_index=True)
+        vocabulary = f"0 to {self._limit - 1}" if self._limit else "0 and up"
+        rejected = [
+            Rejected(
+                source="",
+                place=f"record {records[document]}",
+                reason=f"id {ids[wrong[at]]} at token {wrong[at] - offsets[document]} is not in the vocabulary"
+                f" ({vocabulary})",
+                record=int(records[document]),
+            )
+            for document, at in zip(documents.tolist(), first.tolist(), strict=True)
+        ]
+        if not self._reject:
+            raise SourceError(
+                f"{rejected[0].place}: {rejected[0].reason}; name the tokenizer that made the ids, "
+                "or leave such documents out with --on-error reject"
+            )
+        lengths = np.diff(offsets)
+        usable = np.ones(lengths.size, bool)
+        usable[documents] = False
+        offsets = np.concatenate([[0], np.cumsum(lengths[usable])])
+        return ids[np.repeat(usable, lengths)], offsets, records[usable], rejected
