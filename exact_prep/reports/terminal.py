@@ -40,15 +40,16 @@ def state(facts: Facts) -> str:
 
 
 def histogram(facts: Facts) -> Table:
-    """One line per bucket of effective context."""
+    """One line per bucket of effective context: supervision before weighting, the weight, supervision after."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("effective context", justify="right", no_wrap=True)
+    table.add_column("context", justify="right", no_wrap=True)
     table.add_column("targets", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("", width=BAR_WIDTH, no_wrap=True)
+    # The only column that gives way on a narrow terminal.
+    table.add_column("", min_width=6, max_width=BAR_WIDTH)
     if facts.weights:
         table.add_column("weight", justify="right", no_wrap=True)
-        table.add_column("supervision", justify="right", no_wrap=True)
+        table.add_column("after", justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
     largest = max((bucket.share for bucket in facts.buckets), default=0.0)
     for bucket in facts.buckets:
@@ -63,7 +64,7 @@ def bucket_cells(bucket: BucketFacts, largest: float) -> list[RenderableType]:
         f"{bucket.low:,} - {bucket.high:,}",
         f"{bucket.targets:,}",
         f"{bucket.share:.2%}",
-        Bar(size=largest or 1.0, begin=0, end=bucket.share, width=BAR_WIDTH, color=colour),
+        Bar(size=largest or 1.0, begin=0, end=bucket.share, color=colour),
     ]
     if bucket.weight is not None and bucket.weighted_share is not None:
         cells += [
