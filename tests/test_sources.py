@@ -142,6 +142,13 @@ def test_damaged_compression_is_never_silent(tmp_path: Path, name: str, suffix: 
         assert "damaged" in rejected.reason
 
 
+def test_a_zstd_window_beyond_reach_has_a_remedy(tmp_path: Path) -> None:
+    # A frame header that asks for a window of 2 GiB (exponent 21, RFC 8878 3.1.1.1.2), and an empty last block.
+    path = write(tmp_path / "a.jsonl.zst", b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + b"\x01\x00\x00")
+    with pytest.raises(SourceError, match=r"a.jsonl.zst was made with zstd --long .*;\ndecompress it first"):
+        read_inputs(path, on_error="reject")
+
+
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in TEXT_LIKE])
 def test_damaged_columns_are_never_silent(tmp_path: Path, name: str) -> None:
     documents = [f"{i} " + os.urandom(300).hex() for i in range(30)]

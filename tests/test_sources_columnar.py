@@ -15,7 +15,7 @@ from corpora import read_all, read_inputs
 from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError
 from exact_prep.manifest import InputFile, Slice
-from exact_prep.sources import find_inputs, plan_tasks, sample_texts, slices
+from exact_prep.sources import find_inputs, plan_tasks, read_task, sample_texts, slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,6 +159,29 @@ def test_ids_of_fixed_size_lists(tmp_path: Path, name: str) -> None:
     read = read_inputs(tmp_path, ids_field="ids", on_error="reject")
     assert [(record, ids) for _, record, ids in read.ids] == [(0, [1, 2]), (2, [3, 4])]
     assert [bad.record for bad in read.rejected] == [1, 3]
+
+
+def test_a_page_that_fails_its_checksum_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["some text"] * 3}), path, compression="none", write_page_checksum=True)
+    assert read_inputs(path).texts == ["some text"] * 3
+    path.write_bytes(path.read_bytes().replace(b"some text", b"same text", 1))
+    with pytest.raises(SourceError, match=r"a.parquet, row 0 on: its bytes are damaged: .*checksum"):
+        read_inputs(path)
+
+
+def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
+    text = os.urandom(2500).hex()
+    pq.write_table(
+        pa.table({"text": [text + str(i) for i in range(10_000)]}), tmp_path / "a.parquet", compression="none"
+    )
+    before = pa.total_allocated_bytes()
+    files = find_inputs([str(tmp_path)], SourceOptions()).files
+    peak = 0
+    for batch in read_task(plan_tasks(files, SourceOptions())[0], files, SourceOptions()):
+        assert batch.text_bytes < 10 << 20
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert 0 < peak < 25 << 20
 
 
 def test_offsets_that_lead_outside_are_damage(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import datasets
 import huggingface_hub
 import pytest
 from corpora import read_all, read_inputs
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def dataset(tmp_path: Path, monkeypatch) -> Path:
     """Four files of 25 rows in split train, one in split test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for i in range(4):
         rows = ({"id": j, "text": f"row {i} {j}", "ids": [i, j + 1]} for j in range(25))
         (tmp_path / "set").mkdir(exist_ok=True)

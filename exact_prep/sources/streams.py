@@ -99,6 +99,11 @@ class ArrowStream:
         except self._damage as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
+            if "too much memory" in str(error):
+                raise SourceError(
+                    f"{self._file.name} was made with zstd --long and needs a window of more than 128 MiB;\n"
+                    "decompress it first, with zstd -d --long=31"
+                ) from error
             raise Damaged(f"its compressed bytes are damaged: {error}") from error
 
     def position(self) -> int:
