@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -160,6 +161,20 @@ def test_a_document_beyond_the_limit_is_a_bad_one(tmp_path: Path, monkeypatch, n
             (1, "a record of more than 1000 bytes"),
             (3, "a record of more than 1000 bytes"),
         ]
+
+
+@pytest.mark.parametrize(("name", "begin"), [("a.jsonl", b'{"text":"'), ("a.json", b'[{"text":"')])
+def test_a_document_beyond_the_limit_is_not_held(tmp_path: Path, monkeypatch, name: str, begin: bytes) -> None:
+    for module in (jsonl, array):
+        monkeypatch.setattr(module, "MAX_DOCUMENT", 1 << 20)
+    path = tmp_path / name
+    path.write_bytes(begin + b"x" * (64 << 20) + b'"}' + b"\n" * (name == "a.jsonl") + b"]" * (name == "a.json"))
+    tracemalloc.start()
+    read = read_inputs(path, on_error="reject")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [bad.reason for bad in read.rejected] == ["a record of more than 1048576 bytes"]
+    assert peak < 10 << 20
 
 
 def test_a_long_line_costs_linear_time(tmp_path: Path) -> None:

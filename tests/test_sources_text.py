@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from corpora import gather, read_all, read_inputs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact_prep.config import SourceOptions
@@ -36,12 +36,25 @@ def split_oracle(content: bytes, separator: str | None) -> list[bytes]:
     return documents if documents[-1] else documents[:-1]
 
 
-CONTENTS = st.lists(
-    st.sampled_from([b"a", b"ab", b"--", b"-", b"\n", b"\n\n", "é".encode(), "😀".encode(), b"\xff", b"\xc3", b" "]),
-    max_size=40,
-).map(b"".join)
+BITS = [
+    b"a",
+    b"ab",
+    b"--",
+    b"-",
+    b"\n",
+    b"\n\n",
+    "é".encode(),
+    "😀".encode(),
+    b"\xff",
+    b"\xc3",
+    b" ",
+    b"ab--ab",
+    b"ab--a",
+]
+CONTENTS = st.lists(st.sampled_from(BITS), max_size=40).map(b"".join)
 
 
+@settings(max_examples=300)
 @given(CONTENTS, st.sampled_from([None, "--", "\n\n", "-a", "é", "ab--ab"]), st.integers(3, 20))
 def test_text_is_split_as_bytes_are(tmp_path_factory, content: bytes, separator: str | None, block: int) -> None:
     """Also where bad documents are found out only after a piece of them could have been given."""
