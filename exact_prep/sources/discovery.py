@@ -10,6 +10,7 @@ import glob
 import json
 import os
 from collections import Counter
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -76,6 +77,7 @@ def find(inputs: Sequence[str], options: SourceOptions) -> tuple[tuple[InputFile
     for named in inputs:
         if named == "-":
             kind = "jsonl" if options.input_format == "auto" else options.input_format
+            refuse_unfit("stdin", kind, options)
             others.append(InputFile(path="-", bytes=0, format=kind))
         elif named.startswith("hf://"):
             from exact_prep.sources.hub import find_dataset
@@ -100,8 +102,10 @@ def expand(named: str, options: SourceOptions) -> list[Hit]:
     """The files that one input stands for; raises UsageError if there is nothing of that name."""
     if Path(named).is_dir():
         return list(walk(os.path.normpath(named), named, options, ()))
-    if Path(named).exists() or not glob.has_magic(named):
+    if Path(named).exists():
         return [Hit(os.path.normpath(named), named)]
+    if not glob.has_magic(named):
+        raise UsageError(f"there is no file or directory {named};\ncheck its spelling, and where the command runs")
     # pathlib's glob neither tells hidden files nor follows links in `**` as a shell does.
     visible = set(glob.iglob(named, recursive=True))  # noqa: PTH207
     hits: dict[str, Hit] = {}
@@ -163,10 +167,10 @@ def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a small file; raises UsageError if it is not one."""
     with explained("read", path):
         data = path.read_bytes()
-    try:
-        return dict(json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} should describe a saved dataset and does not ({error}); save it anew") from error
+    with suppress(ValueError):
+        if isinstance(state := json.loads(data), dict):
+            return state
+    raise UsageError(f"{path} should describe a saved dataset and does not;\nsave it anew")
 
 
 def described(hits: Iterable[Hit], options: SourceOptions) -> tuple[list[InputFile], Counter[str]]:
@@ -185,8 +189,17 @@ def described(hits: Iterable[Hit], options: SourceOptions) -> tuple[list[InputFi
         # Two names of one inode may be hard links, which are two files to their owner.
         if (twin := seen.setdefault(identity, hit)) is not hit and same_file(twin, hit):
             raise UsageError(f"{hit.path} is given twice: by {twin.named} and by {hit.named};\nname it once")
+        refuse_unfit(hit.path, kind, options)
         files[hit.path] = InputFile(path=hit.path, bytes=status.st_size, format=kind, modified_ns=status.st_mtime_ns)
     return list(files.values()), Counter(reason for path, reason in left_out.items() if path not in files)
+
+
+def refuse_unfit(path: str, kind: Format, options: SourceOptions) -> None:
+    """Raise UsageError for a name that no manifest can hold, and for text where token ids are asked for."""
+    if any("\ud800" <= char <= "\udfff" for char in path):
+        raise UsageError(f"the name of {path!a} is not UTF-8;\nrename it")
+    if options.ids_field is not None and kind in ("text", "csv"):
+        raise UsageError(f"{path} is {kind}, which holds no token ids;\nleave it out, or leave out --ids-field")
 
 
 def same_file(one: Hit, another: Hit) -> bool:

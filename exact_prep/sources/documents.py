@@ -26,7 +26,7 @@ BATCH_RECORDS = 1 << 14
 BATCH_READ = 32 << 20
 """Input per batch, about, where it gives little text: it keeps progress bars moving."""
 
-BATCH_PARTS = 1 << 12
+BATCH_PARTS = 1 << 14
 """Batches joined into one, at most: it bounds the memory of batches that account for nothing."""
 
 MAX_DOCUMENT = 2 << 30
@@ -49,6 +49,8 @@ class Part:
     @property
     def name(self) -> str:
         """The file as messages call it."""
+        if self.file.format == "hub":
+            return f"{self.file.path} shard {self.slice.start}"
         return "stdin" if self.file.path == "-" else self.file.path
 
 

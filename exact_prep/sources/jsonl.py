@@ -1,8 +1,8 @@
 """JSON lines in: one document per line. Also what a JSON record must look like, whoever cut it out of its file.
 
 A record counts when Python's `json.loads` makes an object of it whose field is a string that UTF-8 can hold; the last
-of equal keys wins. msgspec decodes (7x faster, and only the field asked for); what it refuses gets a second hearing,
-so NaN or a lone surrogate in another field does not cost a document. Nor does wrong UTF-8 in another field.
+of equal keys wins. msgspec decodes, the one field only (3x faster); what it refuses gets a second hearing, so that
+NaN, a lone surrogate or wrong UTF-8 in another field costs no document.
 """
 
 from __future__ import annotations
@@ -180,9 +180,7 @@ def decode_patiently(record: bytes, options: SourceOptions) -> Any:
     if not record.strip(b" \t\r\n"):
         return kind()
     try:
-        values = json.loads(record.decode())
-    except UnicodeDecodeError as error:
-        raise Unusable(f"wrong UTF-8 ({error.reason} at byte {error.start} of the record)") from error
+        values = json.loads(record.decode(errors="surrogateescape"))
     except RecursionError as error:
         raise Unusable("nested too deeply") from error
     except json.JSONDecodeError as error:
@@ -200,8 +198,19 @@ def decode_patiently(record: bytes, options: SourceOptions) -> Any:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise Unusable(f"field {field!r} holds a lone surrogate at character {error.start}") from error
+            escaped = "\udc80" <= value[error.start] <= "\udcff" and not is_utf8(record)
+            what = "wrong UTF-8" if escaped else "a lone surrogate"
+            raise Unusable(f"field {field!r} holds {what} at character {error.start}") from error
     return value
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether the bytes are UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def as_ids(values: list[Any]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -81,12 +82,13 @@ class PlainStream:
 
 
 class ArrowStream:
-    """gzip, zstd and bz2 by pyarrow: several members or frames in a row are one stream, damage is an error."""
+    """gzip and zstd by pyarrow: several members or frames in a row are one stream, damage is an error."""
 
     def __init__(self, file: io.FileIO, codec: str) -> None:
         """Read `file` from its start."""
         import pyarrow as pa
 
+        self._damage = (OSError, pa.ArrowException)
         self._file = file
         self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
 
@@ -94,9 +96,14 @@ class ArrowStream:
         """See Stream."""
         try:
             return self._stream.read(size)
-        except OSError as error:
-            if error.errno is not None:
+        except self._damage as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
+            if "too much memory" in str(error):
+                raise SourceError(
+                    f"{self._file.name} was made with zstd --long and needs a window of more than 128 MiB;\n"
+                    "decompress it first, with zstd -d --long=31"
+                ) from error
             raise Damaged(f"its compressed bytes are damaged: {error}") from error
 
     def position(self) -> int:
@@ -104,50 +111,55 @@ class ArrowStream:
         return self._file.tell()
 
 
-class XzStream:
-    """xz by the standard library, but strict: `lzma.open` takes garbage after a stream for its end."""
+class MemberStream:
+    """xz and bz2 by the standard library's decoders, member after member.
 
-    def __init__(self, file: io.FileIO) -> None:
+    `lzma.open` and `bz2.open` take garbage after a member for its end, and pyarrow fails on an empty member of bz2.
+    """
+
+    def __init__(self, file: io.FileIO, codec: str) -> None:
         """Read `file` from its start."""
+        import bz2
         import lzma
 
-        self._lzma = lzma
+        self._new = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ) if codec == "xz" else bz2.BZ2Decompressor
+        self._damage = (lzma.LZMAError, OSError, ValueError)
+        self._padding = b"\0" if codec == "xz" else b""
         self._file = file
-        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        self._decoder = self._new()
         self._waiting = b""
 
     def read(self, size: int, /) -> bytes:
         """See Stream."""
         parts: list[bytes] = []
-        missing = size
-        while missing and (data := self._some(missing)):
+        while size and (data := self._some(size)):
             parts.append(data)
-            missing -= len(data)
+            size -= len(data)
         return b"".join(parts)
 
     def _some(self, size: int) -> bytes:
         """Between 1 and `size` bytes, or none at the end."""
-        while True:
-            if self._decoder.eof and not self._next_stream():
-                return b""
+        while not self._decoder.eof or self._next_member():
             data = self._waiting
             if self._decoder.needs_input and not data and not (data := self._file.read(1 << 16)):
                 raise Damaged("its compressed bytes are damaged: they end too early")
             self._waiting = b""
             try:
-                if decoded := self._decoder.decompress(data, size):
-                    return decoded
-            except self._lzma.LZMAError as error:
+                decoded = self._decoder.decompress(data, size)
+            except self._damage as error:
                 raise Damaged(f"its compressed bytes are damaged: {error}") from error
+            if decoded:
+                return decoded
+        return b""
 
-    def _next_stream(self) -> bool:
-        """Begin the stream that follows, if one does; zeros between streams are padding."""
-        rest = self._decoder.unused_data.lstrip(b"\0")
+    def _next_member(self) -> bool:
+        """Begin the member that follows, if one does; xz may have zeros in between."""
+        rest = self._decoder.unused_data.lstrip(self._padding)
         while not rest:
             if not (data := self._file.read(1 << 16)):
                 return False
-            rest = data.lstrip(b"\0")
-        self._decoder = self._lzma.LZMADecompressor(self._lzma.FORMAT_XZ)
+            rest = data.lstrip(self._padding)
+        self._decoder = self._new()
         self._waiting = rest
         return True
 
@@ -202,10 +214,8 @@ def decompressed(file: InputFile, path: Path, start: int = 0) -> Iterator[Stream
             yield PlainStream(raw, start)
         elif path.stat().st_size == 0:
             raise Damaged(f"its compressed bytes are damaged: a {codec} file is never empty")
-        elif codec == "xz":
-            yield XzStream(raw)
         else:
-            yield ArrowStream(raw, codec)
+            yield (MemberStream if codec in ("xz", "bz2") else ArrowStream)(raw, codec)
 
 
 def whole_blocks(file: InputFile, path: Path, *, size: int) -> Iterator[Block]:

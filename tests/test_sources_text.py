@@ -1,0 +1,208 @@
+"""Laws of text files and tables: exact text, exact places, bounded pieces."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+from corpora import gather, read_all, read_inputs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exact_prep.config import SourceOptions
+from exact_prep.errors import SourceError
+from exact_prep.sources import find_inputs, part, read_slice, read_task, table
+from exact_prep.sources.text import PIECE, WORD_BREAK_REACH
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exact_prep.manifest import InputFile
+
+
+def files_of(path: Path, content: bytes) -> tuple[InputFile, ...]:
+    path.write_bytes(content)
+    return find_inputs([str(path)], SourceOptions()).files
+
+
+def split_oracle(content: bytes, separator: str | None) -> list[bytes]:
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if separator is None:
+        return [content]
+    documents = content.split(separator.encode())
+    return documents if documents[-1] else documents[:-1]
+
+
+BITS = [
+    b"a",
+    b"ab",
+    b"--",
+    b"-",
+    b"\n",
+    b"\n\n",
+    "é".encode(),
+    "😀".encode(),
+    b"\xff",
+    b"\xc3",
+    b" ",
+    b"ab--ab",
+    b"ab--a",
+]
+CONTENTS = st.lists(st.sampled_from(BITS), max_size=40).map(b"".join)
+
+
+@settings(max_examples=300)
+@given(CONTENTS, st.sampled_from([None, "--", "\n\n", "-a", "é", "ab--ab"]), st.integers(3, 20))
+def test_text_is_split_as_bytes_are(tmp_path_factory, content: bytes, separator: str | None, block: int) -> None:
+    """Also where bad documents are found out only after a piece of them could have been given."""
+    files = files_of(tmp_path_factory.getbasetemp() / "any.txt", content)
+    options = SourceOptions(separator=separator, on_error="reject")
+    read = gather(read_slice(part(0, files, options, None), block=block))
+    expected = split_oracle(content, separator)
+    good, bad = {}, []
+    for number, document in enumerate(expected):
+        try:
+            good[number] = document.decode()
+        except UnicodeDecodeError:
+            bad.append(number)
+    assert {record: text for _, record, text in read.documents} == {n: text for n, text in good.items() if text}
+    assert [one.record for one in read.rejected] == bad
+    assert (read.records, read.empty) == (len(expected), list(good.values()).count(""))
+    if bad:
+        strict = SourceOptions(separator=separator)
+        with pytest.raises(SourceError, match=r"any.txt:\d+: wrong UTF-8"):
+            gather(read_slice(part(0, files, strict, None), block=block))
+
+
+def test_wrong_utf8_is_found_to_the_byte(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf" + "ä line\n".encode() * 1000 + b"bad \xff here\n" + b"more\n" * 1000
+    files = files_of(tmp_path / "a.txt", content)
+    for block in (10, 1000, 1 << 20):
+        with pytest.raises(SourceError) as error:
+            gather(read_slice(part(0, files, SourceOptions(), None), block=block))
+        assert f"a.txt:1001: wrong UTF-8 (invalid start byte at byte {content.index(0xFF)} of the file)" in str(
+            error.value
+        )
+        assert "--on-error reject" in str(error.value)
+
+
+def test_utf16_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("text".encode("utf-16"))
+    with pytest.raises(SourceError, match=r"is it UTF-16\?"):
+        read_inputs(tmp_path)
+
+
+def test_a_long_text_comes_in_pieces_cut_at_words(tmp_path: Path) -> None:
+    text = "".join(f"word{i} é\n" for i in range(1_200_000))
+    files = files_of(tmp_path / "a.txt", text.encode())
+    pieces = []
+    for batch in read_task([part(0, files, SourceOptions(), None).slice], files, SourceOptions()):
+        assert set(batch.records.tolist()) == {0}
+        assert batch.text_bytes <= PIECE + WORD_BREAK_REACH
+        pieces += batch.texts
+    assert len(pieces) == len(text.encode()) // PIECE + 1
+    assert "".join(pieces) == text
+    assert all(piece[0].isspace() for piece in pieces[1:])
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    """A gzip bomb of 400 MB without a space in it, good and bad at its end."""
+    path = tmp_path / "a.txt.gz"
+    for end, texts in ((b"", 1), (b"\xff", 0)):
+        with gzip.open(path, "wb", compresslevel=1) as out:
+            for _ in range(400):
+                out.write(b"x" * 1_000_000)
+            out.write(end)
+        options = SourceOptions(on_error="reject")
+        files = find_inputs([str(path)], options).files
+        tracemalloc.start()
+        size = sum(
+            len(text)
+            for batch in read_task([part(0, files, options, None).slice], files, options)
+            for text in batch.texts
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert size == texts * 400_000_000
+        assert peak < 50_000_000
+
+
+def test_many_small_files_share_batches(tmp_path: Path) -> None:
+    for i in range(3000):
+        (tmp_path / f"{i:04d}.txt").write_text(f"text {i}" if i % 10 else "")
+    files = find_inputs([str(tmp_path)], SourceOptions()).files
+    read = read_all(files)
+    assert read.texts == [f"text {i}" for i in range(3000) if i % 10]
+    assert read.empty == 300
+    slices = [part(i, files, SourceOptions(), None).slice for i in range(3000)]
+    assert sum(1 for _ in read_task(slices, files, SourceOptions())) == 1
+
+
+TABLE = 'id,text\n1,one\n2,"two\nlines, ""quoted"""\n\n3\n4,\n5,"a","b"\n6,last\n'
+
+
+def test_rows_that_do_not_fit_the_header_are_bad(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(TABLE)
+    with pytest.raises(SourceError, match=r"a.csv:6: 1 fields where the header has 2;\n"):
+        read_inputs(path)
+    read = read_inputs(path, on_error="reject")
+    assert [(record, text) for _, record, text in read.documents] == [
+        (0, "one"),
+        (1, 'two\nlines, "quoted"'),
+        (6, "last"),
+    ]
+    assert [(bad.record, bad.place) for bad in read.rejected] == [(3, "line 6"), (5, "line 8")]
+    assert read.empty == 2
+
+
+def test_quotes_that_do_not_match_end_a_table(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text\none\n"two\nthree\n')
+    with pytest.raises(SourceError, match=r"a.csv:3 on: its quotes do not match \(unexpected end of data\)"):
+        read_inputs(path)
+    read = read_inputs(path, on_error="reject")
+    assert (read.texts, [bad.place for bad in read.rejected]) == (["one"], ["line 3 on"])
+    monkeypatch.setattr(table, "MAX_FIELD", 100)
+    path.write_text('text\none\n"' + "x\n" * 1000)
+    assert read_inputs(path, on_error="reject").texts == ["one"]
+
+
+def test_wrong_utf8_costs_one_row_and_none_if_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text,other\nfirst,\xff\nb\xffd,x\nlast,x\n")
+    read = read_inputs(path, on_error="reject")
+    assert (read.texts, [bad.place for bad in read.rejected]) == (["first", "last"], ["line 3"])
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,id,text\na,b,c\n")
+    with pytest.raises(SourceError, match="there are 2 columns 'text'"):
+        read_inputs(path)
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=8),
+            min_size=2,
+            max_size=2,
+        ),
+        max_size=6,
+    ),
+    st.integers(4, 30),
+)
+def test_tables_are_read_as_python_reads_them(tmp_path_factory, rows: list[list[str]], block: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    with path.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out, lineterminator="\n").writerows([["text", "b"], *rows])
+    files = find_inputs([str(path)], SourceOptions()).files
+    read = gather(read_slice(part(0, files, SourceOptions(), None), block=block))
+    assert [(record, text) for _, record, text in read.documents] == [
+        (i, row[0]) for i, row in enumerate(rows) if row[0]
+    ]
+    assert (read.records, read.empty) == (len(rows), sum(not row[0] for row in rows))
