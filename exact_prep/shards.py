@@ -24,7 +24,7 @@ import pyarrow as pa
 from exact_prep.errors import DatasetError
 from exact_prep.kernels.contexts import fill_by_left_context
 from exact_prep.manifest import ALIGNMENT, FORMAT_VERSION, ShardRecord
-from exact_prep.storage import digest, explained, mapped, sync_file
+from exact_prep.storage import digest, explained, mapped, read_blocks, sync_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,11 +221,11 @@ class Shard:
         cuts = [batch.weights_bytes for batch in self.batches]
         starts = [0, *(cut.stop for cut in cuts)]
         stops = [*(cut.start for cut in cuts), self.memory.nbytes]
-        return digest(self.memory[start:stop] for start, stop in zip(starts, stops, strict=True))
+        return digest(read_blocks(self.path, map(slice, starts, stops)))
 
     def weights_digest(self) -> str:
         """xxh3-128 of the values of `loss_weights`."""
-        return digest(self.memory[batch.weights_bytes] for batch in self.batches)
+        return digest(read_blocks(self.path, (batch.weights_bytes for batch in self.batches)))
 
     def weights_by_left_context(self, edges: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """What `loss_weights` holds if it is made of runs by left context (`float16_runs`), block by block.

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp"
 """Suffix of a file that is being written; whatever carries it after a run has ended is rubbish."""
 
+BLOCK_BYTES = 1 << 20
+
 LOCK_FILES = (".lock", ".lock-holder")
 """The lock of a directory, and who holds it."""
 
@@ -104,6 +106,21 @@ def mapped(path: Path) -> memoryview:
         if os.fstat(file.fileno()).st_size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def read_blocks(path: Path, ranges: Iterable[slice]) -> Iterator[memoryview]:
+    """The bytes of some ranges of `path`, in blocks that share one buffer; raises StorageError.
+
+    Cheaper than a map for bytes that are looked at once (no page faults), and they do not count as memory.
+    """
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    with explained("read", path), path.open("rb", buffering=0) as file:
+        for part in ranges:
+            file.seek(part.start)
+            left = part.stop - part.start
+            while left > 0 and (count := file.readinto(buffer[:left])):
+                yield buffer[:count]
+                left -= count
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
