@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from corpora import read_all, read_inputs
@@ -36,6 +37,8 @@ def write_stream(path: Path, rows: pa.Table) -> None:
         writer.write_table(rows, max_chunksize=4)
 
 
+BYTES = {pa.binary(): pa.string(), pa.large_binary(): pa.large_string(), pa.binary_view(): pa.string_view()}
+
 WRITERS: dict[str, Callable[[Path, pa.Table], None]] = {
     "a.parquet": write_parquet,
     "b.arrow": write_arrow,
@@ -45,7 +48,7 @@ WRITERS: dict[str, Callable[[Path, pa.Table], None]] = {
 
 def unsafe(values: list[bytes | None], kind: pa.DataType) -> pa.Array:
     """Bytes that call themselves strings."""
-    array = pa.array(values, pa.large_binary() if kind == pa.large_string() else pa.binary())
+    array = pa.array(values, {v: k for k, v in BYTES.items()}[kind])
     return pa.Array.from_buffers(kind, len(array), array.buffers(), array.null_count)
 
 
@@ -53,7 +56,7 @@ def unsafe(values: list[bytes | None], kind: pa.DataType) -> pa.Array:
     ("name", "kind"),
     [
         *itertools.product(WRITERS, [pa.string(), pa.large_string()]),
-        *itertools.product(["b.arrow", "c.arrow"], ["dictionary"]),
+        *itertools.product(["b.arrow", "c.arrow"], ["dictionary", pa.string_view()]),
     ],
 )
 def test_rows_that_hold_no_text_are_bad_one_by_one(tmp_path: Path, name: str, kind: Any) -> None:
@@ -87,7 +90,7 @@ def test_a_dictionary_of_bad_strings_is_damage_to_pyarrow(tmp_path: Path) -> Non
     write_parquet(tmp_path / "a.parquet", pa.table({"text": column}))
     read = read_inputs(tmp_path, on_error="reject")
     assert [(bad.place, bad.reason) for bad in read.rejected] == [
-        ("row 0 on", "its bytes are damaged: Invalid UTF8 payload")
+        ("row 0 on", "pyarrow cannot read it: Invalid UTF8 payload")
     ]
 
 
@@ -125,6 +128,18 @@ def test_columns_of_like_names_are_told_apart(tmp_path: Path, name: str) -> None
     WRITERS[name](tmp_path / name, rows)
     assert read_inputs(tmp_path).texts == ["yes"]
     assert read_inputs(tmp_path, text_field="text.raw").texts == ["no"]
+
+
+@pytest.mark.parametrize("write", [pq.write_table, pa.feather.write_feather], ids=["parquet", "arrow"])
+def test_large_batches_are_cut_and_nothing_is_lost(tmp_path: Path, write: Callable[[pa.Table, Path], None]) -> None:
+    texts = [f"{i}" * (i % 50) for i in range(10_000)]
+    ids = [list(range(i % 7)) for i in range(10_000)]
+    path = tmp_path / f"a.{'parquet' if write is pq.write_table else 'feather'}"
+    write(pa.table({"text": texts, "ids": ids}), path)
+    read = read_inputs(path)
+    assert [(record, text) for _, record, text in read.documents] == [(i, t) for i, t in enumerate(texts) if t]
+    read = read_inputs(path, ids_field="ids")
+    assert [(record, values) for _, record, values in read.ids] == [(i, v) for i, v in enumerate(ids) if v]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -166,7 +181,7 @@ def test_a_page_that_fails_its_checksum_is_damage(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["some text"] * 3}), path, compression="none", write_page_checksum=True)
     assert read_inputs(path).texts == ["some text"] * 3
     path.write_bytes(path.read_bytes().replace(b"some text", b"same text", 1))
-    with pytest.raises(SourceError, match=r"a.parquet, row 0 on: its bytes are damaged: .*checksum"):
+    with pytest.raises(SourceError, match=r"a.parquet, row 0 on: pyarrow cannot read it: .*checksum"):
         read_inputs(path)
 
 
@@ -188,7 +203,7 @@ def test_offsets_that_lead_outside_are_damage(tmp_path: Path) -> None:
     wild = pa.py_buffer(np.array([0, 1_000_000, 5], np.int32))
     column = pa.Array.from_buffers(pa.string(), 2, [None, wild, pa.py_buffer(b"hello")])
     write_arrow(tmp_path / "a.arrow", pa.table({"text": column}))
-    with pytest.raises(SourceError, match=r"a.arrow, row 0 on: its bytes are damaged: .*[Oo]ffset"):
+    with pytest.raises(SourceError, match=r"a.arrow, row 0 on: pyarrow cannot read it: .*[Oo]ffset"):
         read_inputs(tmp_path)
 
 

@@ -77,6 +77,15 @@ def test_text_is_split_as_bytes_are(tmp_path_factory, content: bytes, separator:
             gather(read_slice(part(0, files, strict, None), block=block))
 
 
+def test_a_separator_is_found_wherever_pieces_and_blocks_end(tmp_path: Path) -> None:
+    options = SourceOptions(separator="ab--ab")
+    for before in range(20):
+        files = files_of(tmp_path / "a.txt", b"x" * before + b"ab--ab" + b"y ab--a" + b"ab--ab")
+        for block in range(3, 20):
+            read = gather(read_slice(part(0, files, options, None), block=block))
+            assert read.texts == ["x" * before] * bool(before) + ["y ab--a"]
+
+
 def test_wrong_utf8_is_found_to_the_byte(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + "ä line\n".encode() * 1000 + b"bad \xff here\n" + b"more\n" * 1000
     files = files_of(tmp_path / "a.txt", content)

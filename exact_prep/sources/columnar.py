@@ -32,6 +32,10 @@ ARROW_FILE_MAGIC = b"ARROW1"
 """How an Arrow IPC file begins; a stream begins otherwise."""
 
 
+BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+"""The type that has a string type's layout without its promise of UTF-8."""
+
+
 class Rows(NamedTuple):
     """Some rows of a file."""
 
@@ -55,7 +59,10 @@ class Columns(NamedTuple):
 
 @contextmanager
 def reading(part: Part) -> Iterator[None]:
-    """Turn what pyarrow raises for bytes it cannot read into Damaged; raises StorageError for a failing device."""
+    """Turn what pyarrow raises for bytes it cannot read into Damaged.
+
+    Raises StorageError for a failing device; SourceError if memory does not suffice, which is not the file's fault.
+    """
     try:
         with explained("read", part.path):
             check_unchanged(part.file, part.path)
@@ -64,9 +71,11 @@ def reading(part: Part) -> Iterator[None]:
             except OSError as error:
                 if error.errno is not None:
                     raise
-                raise Damaged(f"its bytes are damaged: {error}") from error
+                raise Damaged(f"pyarrow cannot read it: {error}") from error
+    except MemoryError as error:
+        raise SourceError(f"{part.name} needs more memory than there is ({error});\nuse fewer workers") from error
     except pa.ArrowException as error:
-        raise Damaged(f"its bytes are damaged: {error}") from error
+        raise Damaged(f"pyarrow cannot read it: {error}") from error
 
 
 def read_columns(part: Part, open_columns: Callable[[Part], Columns]) -> Iterator[TextBatch]:
@@ -91,7 +100,7 @@ def read_columns(part: Part, open_columns: Callable[[Part], Columns]) -> Iterato
 def pick_column(part: Part, schema: pa.Schema) -> str:
     """The column asked for; raises SourceError unless it is there, once, and of a type that will do."""
     ids = part.options.ids_field is not None
-    name = part.options.ids_field or part.options.text_field
+    name = part.options.ids_field if part.options.ids_field is not None else part.options.text_field
     option = "--ids-field" if ids else "--text-field"
     found = schema.get_all_field_indices(name)
     if len(found) != 1:
@@ -234,7 +243,7 @@ def open_parquet(part: Part) -> Columns:
                     if batch is None:
                         break
                     before, done = share * done // total, done + batch.num_rows
-                    yield Rows(batch.column(0), number, share * done // total - before)
+                    yield Rows(batch.column(name), number, share * done // total - before)
                     number += batch.num_rows
 
     return Columns(first=first, share=int(edges[max(stop, 1)] - edges[start]), rows=rows())
@@ -345,10 +354,9 @@ def check_offsets(column: pa.Array) -> None:
     if isinstance(column, pa.DictionaryArray):
         column.indices.validate(full=True)
         check_offsets(column.dictionary)
-    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()).validate(full=True)
     else:
-        column.validate(full=True)
+        kind = BYTES_OF.get(column.type)
+        (column if kind is None else column.view(kind)).validate(full=True)
 
 
 def rows_at_once(size: int, rows: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import stat
 from collections import Counter
 from contextlib import suppress
 from itertools import pairwise
@@ -100,9 +101,11 @@ def find(inputs: Sequence[str], options: SourceOptions) -> tuple[tuple[InputFile
 
 def expand(named: str, options: SourceOptions) -> list[Hit]:
     """The files that one input stands for; raises UsageError if there is nothing of that name."""
-    if Path(named).is_dir():
+    with explained("find", named):
+        there, directory = Path(named).exists(), Path(named).is_dir()
+    if directory:
         return list(walk(os.path.normpath(named), named, options, ()))
-    if Path(named).exists():
+    if there:
         return [Hit(os.path.normpath(named), named)]
     if not glob.has_magic(named):
         raise UsageError(f"there is no file or directory {named};\ncheck its spelling, and where the command runs")
@@ -180,11 +183,14 @@ def described(hits: Iterable[Hit], options: SourceOptions) -> tuple[list[InputFi
     left_out: dict[str, str] = {}
     for hit in hits:
         kind = format_of(hit.path, options)
-        if (reason := hit.skip or why_not(hit, kind)) or kind is None:
-            left_out[hit.path] = reason
+        if hit.skip or kind is None:
+            left_out[hit.path] = hit.skip or refuse_if_named(hit, suffix_of(hit.path), REMEDY)
             continue
         with explained("read", hit.path):
             status = Path(hit.path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            left_out[hit.path] = refuse_if_named(hit, "not a regular file", "write it to a file, or give it to stdin")
+            continue
         identity = (status.st_dev, status.st_ino)
         # Two names of one inode may be hard links, which are two files to their owner.
         if (twin := seen.setdefault(identity, hit)) is not hit and same_file(twin, hit):
@@ -207,19 +213,17 @@ def same_file(one: Hit, another: Hit) -> bool:
     return os.path.realpath(one.path) == os.path.realpath(another.path)
 
 
-def why_not(hit: Hit, kind: Format | None) -> str:
-    """Why a file is not read, or nothing; raises UsageError if the user named the file itself."""
-    suffix, codec = split_suffix(hit.path)
-    whole_suffix = suffix + (Path(hit.path).suffix.lower() if codec else "")
-    if not Path(hit.path).is_file() and Path(hit.path).exists():
-        reason, remedy = "not a regular file", "write it to a file first, or give it to stdin and name the input -"
-    elif kind is None:
-        reason, remedy = whole_suffix or "no suffix", REMEDY
-    else:
-        return ""
+def refuse_if_named(hit: Hit, reason: str, remedy: str) -> str:
+    """The reason why a file is not read; raises UsageError if the user named the file itself."""
     if hit.explicit:
         raise UsageError(f"{hit.path} cannot be read ({reason});\n{remedy}")
     return reason
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a file as it is counted, its compression included."""
+    suffix, codec = split_suffix(path)
+    return (suffix + (Path(path).suffix.lower() if codec else "")) or "no suffix"
 
 
 def format_of(path: str, options: SourceOptions) -> Format | None:

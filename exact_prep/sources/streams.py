@@ -104,6 +104,8 @@ class ArrowStream:
                     f"{self._file.name} was made with zstd --long and needs a window of more than 128 MiB;\n"
                     "decompress it first, with zstd -d --long=31"
                 ) from error
+            if isinstance(error, MemoryError):
+                raise SourceError(f"{self._file.name} needs more memory than there is ({error})") from error
             raise Damaged(f"its compressed bytes are damaged: {error}") from error
 
     def position(self) -> int:
