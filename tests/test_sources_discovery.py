@@ -214,3 +214,15 @@ class TestDatasetsOnDisk:
         with pytest.raises(UsageError, match=f"(?s)a dataset per split: train, test.*{both}/train"):
             find(both)
         assert read_inputs(both / "train").texts == ["a"]
+
+
+def test_links_inside_a_directory_are_counted_and_their_files_read_once(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "real.txt").write_text("text")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "m" / "real.txt")
+    (tmp_path / "z.txt").symlink_to(tmp_path / "m" / "real.txt")
+    found = find_inputs([str(tmp_path)], SourceOptions())
+    assert [file.path for file in found.files] == [str(tmp_path / "m" / "real.txt")]
+    assert found.left_out == {"link to a file that is read": 2}
+    with pytest.raises(UsageError, match="given twice"):
+        find_inputs([str(tmp_path / "a.txt"), str(tmp_path / "m")], SourceOptions())

@@ -1,7 +1,8 @@
 """From what the user named to files in order. Looks at names and sizes, into no file but a saved dataset's state.
 
-The same set of files gives the same result however it is named: files are sorted by absolute path. A file that is
-reached twice is an error: nobody means it, and training on it twice would go unnoticed.
+The same set of files gives the same result however it is named: files are sorted by absolute path. A file that two
+inputs reach is an error: nobody means it, and training on it twice would go unnoticed. Inside one directory or glob a
+symbolic link to a file that is read anyway is left out, and counted.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ COLUMNAR = ("parquet", "arrow")
 
 HIDDEN = "hidden"
 BESIDE = "beside a saved dataset"
+LINK = "link to a file that is read"
 """Reasons to leave a file out that are not its suffix."""
 
 REMEDY = f"formats go by suffix ({' '.join(FORMATS)}, also with {' '.join(CODECS)}); say another with --input-format"
@@ -75,6 +77,8 @@ def find(inputs: Sequence[str], options: SourceOptions) -> tuple[tuple[InputFile
         raise UsageError("the separator is empty; leave it out to have one document per file")
     hits: list[Hit] = []
     others: list[InputFile] = []
+    if repeated := [named for named, count in Counter(map(os.path.normpath, inputs)).items() if count > 1]:
+        raise UsageError(f"{repeated[0]} is given twice;\nname it once")
     for named in inputs:
         if named == "-":
             kind = "jsonl" if options.input_format == "auto" else options.input_format
@@ -194,7 +198,14 @@ def described(hits: Iterable[Hit], options: SourceOptions) -> tuple[list[InputFi
         identity = (status.st_dev, status.st_ino)
         # Two names of one inode may be hard links, which are two files to their owner.
         if (twin := seen.setdefault(identity, hit)) is not hit and same_file(twin, hit):
-            raise UsageError(f"{hit.path} is given twice: by {twin.named} and by {hit.named};\nname it once")
+            if twin.named != hit.named:
+                raise UsageError(f"{hit.path} is given twice: by {twin.named} and by {hit.named};\nname it once")
+            if os.path.realpath(hit.path) != os.path.abspath(hit.path):  # noqa: PTH100 - no links resolved
+                left_out[hit.path] = LINK
+                continue
+            seen[identity] = hit
+            left_out[twin.path] = LINK
+            del files[twin.path]
         refuse_unfit(hit.path, kind, options)
         files[hit.path] = InputFile(path=hit.path, bytes=status.st_size, format=kind, modified_ns=status.st_mtime_ns)
     return list(files.values()), Counter(reason for path, reason in left_out.items() if path not in files)
