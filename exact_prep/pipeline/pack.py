@@ -45,8 +45,8 @@ from exact_prep.storage import (
     load,
     locked,
     make_directory,
-    mapped,
     publish,
+    read_blocks,
     remove,
     save,
     sync_file,
@@ -140,21 +140,25 @@ def prepare(inputs: Sequence[str], options: PackOptions, out: Path, stdin: Path 
     """Find the inputs and plan the run; writes nothing."""
     found = find_inputs(inputs, options.source)
     if found.left_out:
-        kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in sorted(found.left_out.items()))
-        emit(Note(text=f"left out of the input directories, as no supported format: {kinds}"))
+        kinds = ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.items())
+        emit(Note(text=f"files in the inputs that are not read: {kinds}"))
+    files = found.files
+    if stdin:
+        size = stdin.stat().st_size
+        files = tuple(file.model_copy(update={"bytes": size}) if file.path == "-" else file for file in files)
     name, as_ids = options.tokenizer.tokenizer, options.source.ids_field is not None
     path = locate(name) if name else None
-    sample = [] if as_ids else sample_texts(found.files, options.source, stdin=stdin)
+    sample = [] if as_ids else sample_texts(files, options.source, stdin=stdin)
     tokenizer = choose(options.tokenizer, sample, path=path, ids=as_ids)
     if tokenizer.fallback:
         emit(Note(text=f"encoding with {tokenizer.backend}, which is slower: {tokenizer.fallback}"))
-    tasks = plan_tasks(found.files, options.source, stdin=stdin)
+    tasks = plan_tasks(files, options.source, stdin=stdin)
     plan = Plan(
         tool_version=__version__,
         options=options,
         tokenizer=tokenizer,
-        inputs=found.files,
-        stdin_xxh3=digest([mapped(stdin)]) if stdin else None,
+        inputs=files,
+        stdin_xxh3=digest(read_blocks(stdin, [slice(0, stdin.stat().st_size)])) if stdin else None,
         tasks=tasks,
     )
     return Run(out=out, plan=plan, left_out=found.left_out, tokenizer_path=path, stdin=stdin, emit=emit)
