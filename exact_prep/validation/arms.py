@@ -1,0 +1,99 @@
+"""Arms: runs that differ in one thing. Same start, same batches in the same order, same everything else.
+
+    uniform    every supervised target weighs 1
+    exact      EXACT weights: extra supervision alpha for the tail, more for its rarer buckets
+    flat       the same extra, spread evenly over the tail (gamma 0)
+    mirror     the same extra mass, on the targets below the tail
+    permuted   the same weights, at random places
+    lr         uniform, learning rate x 1.05
+    steps      uniform, 5 % more steps (and data)
+    null       uniform with weights perturbed by 1e-4: the noise of a paired comparison
+
+`exact@1` is `exact` at alpha 1, and so for every arm that has weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from exact_prep.errors import UsageError
+from exact_prep.exposure import Exposure, bucket_edges
+from exact_prep.weights import WeightOptions, weight_table
+
+if TYPE_CHECKING:
+    from exact_prep.validation.batches import Batch
+    from exact_prep.weights import WeightTable
+
+NAMES = ("uniform", "exact", "flat", "mirror", "permuted", "lr", "steps", "null")
+WEIGHTED = ("exact", "flat", "mirror", "permuted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One arm of an experiment, ready to weigh batches."""
+
+    name: str
+    lut: torch.Tensor
+    """Weight by effective left context, float32[L]."""
+    permuted: bool = False
+    noise: float = 0.0
+    """Relative perturbation of every weight."""
+    lr_factor: float = 1.0
+    steps_factor: float = 1.0
+
+    def weights(self, batch: Batch, contexts: torch.Tensor, step: int) -> torch.Tensor:
+        """Weights of a batch's targets, float32[T]; 0 where nothing is supervised. `contexts[T]` are left contexts."""
+        weights = self.lut.to(contexts.device)[contexts] * batch.supervised
+        if self.permuted or self.noise:
+            places = batch.supervised.nonzero()[:, 0]
+            generator = torch.Generator().manual_seed(step)
+            if self.permuted:
+                shuffled = places[torch.randperm(places.numel(), generator=generator).to(places.device)]
+                weights = weights.index_put((places,), weights[shuffled])
+            else:
+                noise = torch.randn(places.numel(), generator=generator).to(places.device)
+                weights = weights.index_put((places,), weights[places] * (1 + self.noise * noise))
+        return weights
+
+
+def make_arm(name: str, exposure: Exposure, seq_len: int, tail_from: int, *, exact: WeightTable | None = None) -> Arm:
+    """The arm called `name`; `exact` replaces the paper's defaults by a dataset's own table. Raises UsageError."""
+    kind, _, amount = name.partition("@")
+    if kind not in NAMES or (amount and kind not in WEIGHTED):
+        raise UsageError(f"there is no arm {name!r}; arms are {', '.join(NAMES)}, weighted ones also as exact@1")
+    try:
+        alpha = float(amount) if amount else 0.15
+    except ValueError:
+        raise UsageError(f"{name!r}: what follows @ is alpha, a number such as exact@1") from None
+    options = WeightOptions(tail_from=tail_from, alpha=alpha, gamma=0.0 if kind == "flat" else 0.5)
+    table = exact if exact is not None and kind in ("exact", "permuted") and not amount else None
+    table = table or weight_table(exposure, options)
+    uniform = np.ones(seq_len)
+    match kind:
+        case "exact" | "flat" | "permuted":
+            lut = table.lut(seq_len)
+        case "mirror":
+            lut = mirror(exposure, options).lut(seq_len)
+        case _:
+            lut = uniform
+    return Arm(
+        name=name,
+        lut=torch.from_numpy(lut).float(),
+        permuted=kind == "permuted",
+        noise=1e-4 if kind == "null" else 0.0,
+        lr_factor=1.05 if kind == "lr" else 1.0,
+        steps_factor=1.05 if kind == "steps" else 1.0,
+    )
+
+
+def mirror(exposure: Exposure, options: WeightOptions) -> WeightTable:
+    """The same extra mass on the buckets below the tail, by the same inverse frequency."""
+    below = bucket_edges(exposure.counts.size)[:-1] < options.tail_from
+    short, tail = exposure.counts[below].sum(), exposure.counts[~below].sum()
+    reflected = Exposure(counts=np.where(below, exposure.counts, 0), segments=exposure.segments)
+    alpha = options.alpha * float(tail / short) if short else 0.0
+    return weight_table(reflected, WeightOptions(tail_from=0, alpha=alpha, gamma=options.gamma))

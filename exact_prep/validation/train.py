@@ -1,0 +1,103 @@
+"""Training: AdamW, warm-up and cosine, the same batches in the same order for every arm; checkpoint and resume.
+
+Bitwise reproducible on one thread; a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from exact_prep.storage import explained
+from exact_prep.validation.model import cross_entropy, left_contexts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from exact_prep.validation.arms import Arm
+    from exact_prep.validation.batches import Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a run is optimised."""
+
+    steps: int
+    lr: float
+    warmup: int = 10
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    floor: float = 0.1
+    """Of the learning rate, at the end."""
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of a step of `steps`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(steps - self.warmup, 1)
+        return self.lr * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def train(
+    model: nn.Module,
+    stream: Stream,
+    arm: Arm,
+    schedule: Schedule,
+    *,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    every: int = 100,
+    stop_after: int | None = None,
+) -> list[float]:
+    """Train `model` in place; returns the weighted loss of each step made in this call.
+
+    With `checkpoint`, state is saved there every so many steps, and a run found there goes on. `stop_after` ends
+    after that many steps in all, as a kill would.
+    """
+    steps = round(schedule.steps * arm.steps_factor)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay
+    )
+    first = restore(checkpoint, model, optimizer) if checkpoint else 0
+    losses = []
+    model.train()
+    for step in range(first, min(steps, stop_after or steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.lr_at(step, steps) * arm.lr_factor
+        batch = stream.batch(step).to(device)
+        weights = arm.weights(batch, left_contexts(batch.edges), step)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = model(batch.ids, batch.edges)
+        loss = (weights * cross_entropy(logits, batch.ids)).sum() / weights.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+        optimizer.step()
+        losses.append(loss.item())
+        if checkpoint and (step + 1) % every == 0:
+            save(checkpoint, model, optimizer, step + 1)
+    return losses
+
+
+def save(path: Path, model: nn.Module, optimizer: Any, step: int) -> None:
+    """Keep all that the next step depends on; raises StorageError."""
+    temporary = path.with_suffix(".tmp")
+    with explained("write", path):
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, temporary)
+        temporary.replace(path)
+
+
+def restore(path: Path, model: nn.Module, optimizer: Any) -> int:
+    """Go back to a checkpoint, if there is one; returns the steps it has behind it."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
