@@ -1,0 +1,124 @@
+"""weights.json as a trainer uses it: the table, a lookup by position, and weights for rows packed on the fly.
+
+A token's weight depends on its effective left context alone, so `lut[position_ids]` gives what the shards hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exact_prep import storage
+from exact_prep.errors import DatasetError, WeightsError
+from exact_prep.integrations.columns import position_ids
+from exact_prep.manifest import WeightsFile
+from exact_prep.weights import WeightOptions, WeightTable, float16_runs
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """A weights.json, ready to be looked up. Get it with `load_weights`."""
+
+    file: WeightsFile
+    """The file as it was written: exposure, table, options, rounding audit."""
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row of the dataset the weights were made for."""
+        return self.file.seq_len
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean weight of a supervised target over the corpus, as rounded to float16.
+
+        Dividing a batch's weighted loss by `mean_weight * supervised targets` is dividing by its expected sum of
+        weights, without summing over ranks.
+        """
+        return self.file.rounding.mean_weight_float16
+
+    @cached_property
+    def table(self) -> WeightTable:
+        """Weights by bucket, float64, before rounding."""
+        file = self.file
+        options = WeightOptions(
+            tail_from=file.tail_from,
+            alpha=file.alpha,
+            gamma=file.gamma,
+            eps=file.eps,
+            max_weight=file.max_weight,
+            supervise_first=file.supervise_first,
+            normalize=file.normalize,
+        )
+        return WeightTable(
+            options=options,
+            counts=np.array(file.counts, np.int64),
+            weights=np.array(file.weights),
+            in_tail=np.array(file.in_tail, bool),
+            scale=file.scale,
+            extra=file.extra,
+        )
+
+    @cached_property
+    def lut(self) -> np.ndarray:
+        """Weight by position in the segment, float32[seq_len], rounded to float16 as in the shards; read-only."""
+        edges, bits = float16_runs(self.table, self.seq_len)
+        lut = np.repeat(bits.view(np.float16).astype(np.float32), np.diff(edges))
+        lut.flags.writeable = False
+        return lut
+
+    def of_positions(self, positions: ArrayLike) -> np.ndarray:
+        """Weights of tokens at `positions[...]` in their segments, float32 of the same shape.
+
+        Raises WeightsError for a position outside [0, seq_len). Padding must be masked by the caller, or have
+        position 0, which carries no weight unless `supervise_first`.
+        """
+        positions = np.asarray(positions)
+        if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < self.seq_len:
+            raise WeightsError(
+                f"positions span [{positions.min()}, {positions.max()}], but the weights were made for rows of "
+                f"{self.seq_len} tokens; pack and weigh a dataset of the row length you train on"
+            )
+        return self.lut[positions]
+
+    def of_lengths(self, seq_lengths: ArrayLike, seq_len: int | None = None) -> np.ndarray:
+        """Weights of a row packed on the fly from segments of `seq_lengths[S]` tokens, float32[seq_len].
+
+        Aligned with targets; what the segments leave of the row is padding and weighs 0. `seq_len` is the dataset's
+        if not given. Raises WeightsError if the segments do not fit.
+        """
+        lengths = np.asarray(seq_lengths, np.int64)
+        seq_len = self.seq_len if seq_len is None else seq_len
+        used = int(lengths.sum())
+        if used > seq_len or (lengths.size and lengths.min() < 1):
+            raise WeightsError(f"segments of {lengths.tolist()} tokens do not fit a row of {seq_len}")
+        weights = self.of_positions(position_ids(lengths, seq_len))
+        weights[used:] = 0
+        return weights
+
+
+def load_weights(path: str | PathLike[str]) -> LoadedWeights:
+    """The weights in `path`, a weights.json or the directory that holds one.
+
+    Raises DatasetError if there is none (the dataset is not weighed), if it is no weights.json, or if `weigh` has not
+    finished.
+    """
+    path = Path(path)
+    file = path / "weights.json" if path.is_dir() else path
+    directory = file.parent
+    if not file.is_file():
+        raise DatasetError(f"{file} does not exist: the dataset is not weighed; run `exact-prep weigh {directory}`")
+    weights = storage.load(WeightsFile, file)
+    if weights.state != "complete":
+        raise DatasetError(
+            f"{file} is {weights.state}: weigh has not finished; run `exact-prep weigh {directory}` again"
+        )
+    return LoadedWeights(weights)

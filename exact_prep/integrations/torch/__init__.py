@@ -1,0 +1,27 @@
+"""Weighted training in PyTorch. Needs the extra `torch`.
+
+    data.py        Collator, Loader: rows to batches of tensors, workers, sharding, exact resume
+    loss.py        weighted_cross_entropy, linear_weighted_cross_entropy (never makes the full logits), denominator
+    isolation.py   assert_documents_isolated: packed documents must not see each other
+
+A map-style dataset needs no wrapper: `DataLoader(exact_prep.open(DIR), collate_fn=Collator(), ...)`.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("exact_prep.integrations.torch needs torch: pip install 'exact-prep[torch]'") from error
+
+from exact_prep.integrations.torch.data import BatchStream, Collator, Loader
+from exact_prep.integrations.torch.isolation import assert_documents_isolated
+from exact_prep.integrations.torch.loss import denominator, linear_weighted_cross_entropy, weighted_cross_entropy
+
+__all__ = [
+    "BatchStream",
+    "Collator",
+    "Loader",
+    "assert_documents_isolated",
+    "denominator",
+    "linear_weighted_cross_entropy",
+    "weighted_cross_entropy",
+]

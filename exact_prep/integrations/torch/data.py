@@ -1,0 +1,173 @@
+"""Rows to batches of tensors: the collator, and a loader that shards over ranks and resumes exactly. No loss here."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from exact_prep.errors import UsageError
+from exact_prep.integrations import columns
+from exact_prep.integrations.order import BatchOrder
+from exact_prep.integrations.reader import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from exact_prep.integrations.columns import Align
+    from exact_prep.integrations.reader import PackedDataset
+
+Batch = dict[str, torch.Tensor]
+
+
+class Collate(Protocol):
+    """Makes one batch of some rows."""
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """The batch; its tensors are fresh."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Stacks B rows of L tokens into a batch for a causal language model.
+
+    input_ids int64[B, L], position_ids int64[B, L] (0 at each document and throughout padding), labels int64[B, L]
+    (-100 where the weight is 0), loss_weights float32[B, L]. Takes rows of `exact_prep.open` and, with the columns
+    input_ids, seq_lengths and loss_weights, those of a Hugging Face dataset. There is no attention mask on purpose:
+    with one, Hugging Face models ignore position_ids and documents see each other.
+    """
+
+    align: Align = "target"
+    """`target` for trainers that shift labels themselves, `prediction` for those that want them shifted."""
+    cu_seqlens: bool = False
+    """Add cu_seqlens int32[S + 1], the segment edges of the batch as one sequence of B * L tokens, and max_seqlen."""
+    segment_ids: bool = False
+    """Add segment_ids int64[B, L], counted from 1 in each row, 0 for padding."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for an unknown alignment."""
+        columns.check_align(self.align)
+
+    def __call__(self, rows: Sequence[Row | Mapping[str, Any]]) -> Batch:
+        """The batch; UsageError if a row has not the columns, or rows differ in length."""
+        stored = [_stored(row) for row in rows]
+        ids = _stack([row[0] for row in stored], np.int64)
+        lengths = [row[1] for row in stored]
+        weights = _stack([row[2] for row in stored], np.float32)
+        seq_len = ids.shape[1]
+        made = {
+            "input_ids": ids,
+            "position_ids": _stack([columns.position_ids(own, seq_len) for own in lengths], np.int64),
+            "labels": columns.labels(ids, weights, self.align),
+            "loss_weights": columns.align_weights(weights, self.align),
+        }
+        if self.segment_ids:
+            made["segment_ids"] = _stack([columns.segment_ids(own, seq_len) for own in lengths], np.int64)
+        if self.cu_seqlens:
+            edges = [columns.cu_seqlens(own, seq_len)[1:] + row * seq_len for row, own in enumerate(lengths)]
+            made["cu_seqlens"] = np.concatenate([[0], *edges]).astype(np.int32)
+            made["max_seqlen"] = np.diff(made["cu_seqlens"]).max()
+        return {name: torch.as_tensor(values) for name, values in made.items()}
+
+
+def _stored(row: Row | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A row's input_ids, seq_lengths and loss_weights."""
+    if isinstance(row, Row):
+        return row.input_ids, row.seq_lengths, row.loss_weights
+    missing = {"input_ids", "seq_lengths", "loss_weights"} - set(row)
+    if missing:
+        raise UsageError(
+            f"a row lacks {', '.join(sorted(missing))}: the trainer removed columns (set remove_unused_columns=False), "
+            f"or it is no row of an exact-prep dataset"
+        )
+    return np.asarray(row["input_ids"]), np.asarray(row["seq_lengths"], np.int64), np.asarray(row["loss_weights"])
+
+
+def _stack(rows: list[np.ndarray], dtype: type) -> np.ndarray:
+    """`rows[B]` of L values each as one array[B, L]; a copy, so that workers and pinned memory own it."""
+    if len({row.size for row in rows}) != 1:
+        raise UsageError(f"rows of {sorted({row.size for row in rows})} tokens in one batch; use one dataset at a time")
+    stacked = np.empty((len(rows), rows[0].size), dtype)
+    for place, row in zip(stacked, rows, strict=True):
+        place[:] = row
+    return stacked
+
+
+class BatchStream(IterableDataset):
+    """The batches of a `BatchOrder` as an iterable dataset; give it to a DataLoader with `batch_size=None`.
+
+    Worker w of W makes the batches w, w + W, ..., which the DataLoader hands out in turn: the order of batches does
+    not depend on the number of workers.
+    """
+
+    def __init__(self, dataset: PackedDataset, order: BatchOrder, collate: Collate) -> None:
+        """`order` is read, not advanced: a prefetched batch is not a used one."""
+        self.dataset, self.order, self.collate = dataset, order, collate
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        step, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        order = copy(self.order)
+        while (rows := order.batch(step)).size:
+            yield self.collate([self.dataset[row] for row in rows])
+            step += workers
+
+
+class Loader:
+    """Batches for one rank: shuffled, sharded, prefetched by workers, resumable to the batch.
+
+    Iterating goes on where the last iteration stopped. `state_dict` counts the batches that were handed out, not those
+    prefetched; it is equal on all ranks, and a run may be resumed with other ranks, batch size or workers.
+    """
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        epochs: int | None = None,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        workers: int = 0,
+        pin_memory: bool = False,
+        collate: Collate | None = None,
+    ) -> None:
+        """`batch_size` is per rank; `rank` and `world_size` are those of torch.distributed where it is initialised.
+
+        Without `epochs` it never ends, and every batch is full. See `BatchOrder` for what happens at the end of one
+        that does.
+        """
+        together = distributed.is_available() and distributed.is_initialized()
+        self.order = BatchOrder(
+            len(dataset),
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank if rank is not None else distributed.get_rank() if together else 0,
+            world_size=world_size if world_size is not None else distributed.get_world_size() if together else 1,
+            epochs=epochs,
+            drop_last=drop_last,
+        )
+        self.dataset, self.collate = dataset, collate or Collator()
+        self._options = {"num_workers": workers, "pin_memory": pin_memory}
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = BatchStream(self.dataset, self.order, self.collate)
+        for batch in DataLoader(stream, batch_size=None, **self._options):
+            self.order.advance()
+            yield batch
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Where the loader stands; save it with the model."""
+        return self.order.state_dict()
+
+    def load_state_dict(self, state: dict[str, int | None]) -> None:
+        """Go on where `state` was taken; raises UsageError if that was another dataset or seed."""
+        self.order.load_state_dict(state)

@@ -1,0 +1,164 @@
+"""Weighted cross-entropy: sum of weight * CE over sum of weights (arXiv 2605.10544), whole or chunked over the head.
+
+The denominator decides what is trained. Over gradient accumulation and ranks it must be the sum over all of them
+(`denominator`): a mean of means lets a microbatch of short documents count as much as one of long ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional
+
+from exact_prep.errors import UsageError
+from exact_prep.integrations.columns import IGNORED, check_align
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from exact_prep.integrations.columns import Align
+
+CHUNK = 1024
+"""Targets per chunk of the linear loss: 1024 * 152K fp32 logits are 0.6 GB, and the matrix product is at full speed."""
+
+
+def weighted_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    denominator: Tensor | float | None = None,
+    align: Align = "target",
+) -> Tensor:
+    """Sum of weight * cross-entropy over `denominator`, in float32; 0 if no target has weight.
+
+    `logits[..., L, V]`, `labels[..., L]` (-100 carries no loss), `weights[..., L]`. With `align="target"` labels and
+    weights belong to the targets, and are shifted here; with "prediction" they came shifted. `denominator` is the sum
+    of weights of this call unless given. Raises UsageError if shapes differ.
+    """
+    labels, weights = _aligned(logits.shape[:-1], labels, weights, align)
+    losses = functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return (losses * weights.flatten()).sum() / _divisor(weights, denominator)
+
+
+def linear_weighted_cross_entropy(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    bias: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+    align: Align = "target",
+    chunk: int = CHUNK,
+) -> Tensor:
+    """`weighted_cross_entropy(hidden @ head.T + bias, ...)` without ever making more than `chunk` rows of logits.
+
+    `hidden[..., L, H]`, `head[V, H]`, `bias[V]`. Targets without weight are skipped. The gradient is computed in the
+    forward pass, so that logits are made once: peak memory is about 2 * chunk * V * 4 bytes, and two float32
+    gradients of the head.
+    """
+    if chunk < 1:
+        raise UsageError(f"chunk is {chunk}; it must be at least 1 target")
+    labels, weights = _aligned(hidden.shape[:-1], labels, weights, align)
+    scaled = (weights / _divisor(weights, denominator)).flatten()
+    kept = scaled.nonzero().squeeze(-1)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, head = hidden.to(dtype), head.to(dtype)
+    chosen = hidden.flatten(0, -2).index_select(0, kept)
+    loss: Tensor = _LinearLoss.apply(chosen, head, bias, labels.flatten()[kept], scaled[kept], chunk)
+    return loss
+
+
+def denominator(
+    weights: Iterable[Tensor], *, align: Align = "target", averaged: bool = True, group: Any = None
+) -> Tensor:
+    """The denominator of every microbatch of one optimizer step, over all ranks: pass it to the losses above.
+
+    `weights` are the `loss_weights[..., L]` of this rank's microbatches (or `labels != -100` to divide by the number
+    of supervised targets). DDP and FSDP average gradients over ranks, so the sum comes divided by the number of ranks;
+    `averaged=False` is for trainers that sum them. Every rank must call it, and with `align="target"` the row's first
+    token does not count.
+    """
+    check_align(align)
+    parts = [own[..., 1:] if align == "target" else own for own in weights]
+    if not parts:
+        raise UsageError("denominator needs the weights of at least one microbatch")
+    total = torch.stack([part.sum(dtype=torch.float32) for part in parts]).sum()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(total, group=group)
+        if averaged:
+            total = total / distributed.get_world_size(group)
+    return total
+
+
+def _aligned(shape: torch.Size, labels: Tensor, weights: Tensor, align: Align) -> tuple[Tensor, Tensor]:
+    """Labels and float32 weights of the predictions; a label without weight is ignored, and the other way round."""
+    check_align(align)
+    if not shape == labels.shape == weights.shape:
+        raise UsageError(
+            f"logits or hidden states for {tuple(shape)} tokens, labels {tuple(labels.shape)} and weights "
+            f"{tuple(weights.shape)} must agree"
+        )
+    if weights.is_floating_point() is False:
+        raise UsageError(f"weights are {weights.dtype}: an integer type has lost the weights; keep them floating point")
+    if align == "target":
+        labels = functional.pad(labels[..., 1:], (0, 1), value=IGNORED)
+        weights = functional.pad(weights[..., 1:], (0, 1))
+    weights = weights.to(torch.float32).masked_fill(labels == IGNORED, 0.0)
+    return labels.masked_fill(weights == 0, IGNORED), weights
+
+
+def _divisor(weights: Tensor, given: Tensor | float | None) -> Tensor:
+    total = weights.sum() if given is None else torch.as_tensor(given, device=weights.device, dtype=torch.float32)
+    return torch.where(total == 0, torch.ones_like(total), total)
+
+
+class _LinearLoss(torch.autograd.Function):
+    """Sum over targets of scaled weight * cross-entropy, gradients and all, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, scaled: Tensor, chunk: int
+    ) -> Tensor:
+        wants_hidden, wants_head, wants_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, labels.numel(), chunk):
+                here = slice(start, start + chunk)
+                logits = functional.linear(hidden[here], head, None if bias is None else bias.to(head.dtype)).float()
+                norms = logits.logsumexp(-1, keepdim=True)
+                targets = labels[here, None]
+                loss += ((norms - logits.gather(1, targets)).squeeze(1) * scaled[here]).sum()
+                if grad_hidden is None and grad_head is None and grad_bias is None:
+                    continue
+                # d loss / d logits = scaled * (softmax - one at the target), made in place of the logits.
+                grads = logits.sub_(norms).exp_().mul_(scaled[here, None])
+                grads.scatter_add_(1, targets, -scaled[here, None])
+                if grad_bias is not None:
+                    grad_bias += grads.sum(0)
+                grads = grads.to(head.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[here] = grads @ head
+                if grad_head is not None:
+                    grad_head += grads.T @ hidden[here]
+        ctx.save_for_backward(grad_hidden, grad_head, grad_bias)
+        ctx.dtypes = (hidden.dtype, head.dtype, None if bias is None else bias.dtype)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        grads = [
+            None if grad is None else (grad * grad_output).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *grads, None, None, None

@@ -1,0 +1,297 @@
+"""Laws of the reader: what a trainer gets is what the files hold, in an order that can be shared and resumed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from written_dataset import documents, oracle_weights, weigh_dataset, write_dataset
+
+import exact_prep
+from exact_prep.errors import DatasetError, UsageError, WeightsError
+from exact_prep.integrations import columns, reader
+from exact_prep.integrations.order import BatchOrder
+
+SEQ_LEN = 64
+
+
+@pytest.fixture(scope="module")
+def docs():
+    return documents(120, 200)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, docs):
+    path = write_dataset(tmp_path_factory.mktemp("data") / "packed", docs, seq_len=SEQ_LEN, shards=3)
+    return weigh_dataset(path, alpha=0.6)
+
+
+@pytest.fixture(scope="module")
+def dataset(directory):
+    return exact_prep.open(directory)
+
+
+def plain_row(row, weights_file):
+    """What a row derives to, in plain Python."""
+    lengths = row.seq_lengths.tolist()
+    padding = SEQ_LEN - sum(lengths)
+    ids, weights = row.input_ids.tolist(), oracle_weights(lengths, SEQ_LEN, weights_file)
+    labels = [token if w > 0 else -100 for token, w in zip(ids, weights, strict=True)]
+    edges = [sum(lengths[:s]) for s in range(len(lengths) + 1)]
+    return {
+        "position_ids": [p for n in lengths for p in range(n)] + [0] * padding,
+        "segment_ids": [s + 1 for s, n in enumerate(lengths) for _ in range(n)] + [0] * padding,
+        "cu_seqlens": edges + ([SEQ_LEN] if padding else []),
+        "weights": weights,
+        "labels": labels,
+        "shifted_weights": [*weights[1:], 0.0],
+        "shifted_labels": [*labels[1:], -100],
+    }
+
+
+def test_every_row_derives_as_the_plain_oracle_says(dataset, directory):
+    file = json.loads((directory / "weights.json").read_text())
+    assert len({w for w in file["weights"] if w > 1}) > 1
+    assert any(sum(row.seq_lengths) < SEQ_LEN for row in dataset)
+    for row in dataset:
+        want = plain_row(row, file)
+        assert row.position_ids.tolist() == want["position_ids"]
+        assert row.segment_ids.tolist() == want["segment_ids"]
+        assert row.cu_seqlens.tolist() == want["cu_seqlens"]
+        assert row.weights().tolist() == row.loss_weights.tolist() == want["weights"]
+        assert row.labels().tolist() == want["labels"]
+        assert row.weights("prediction").tolist() == want["shifted_weights"]
+        assert row.labels("prediction").tolist() == want["shifted_labels"]
+
+
+def test_rows_hold_every_token_of_every_document(dataset, docs):
+    seen = {}
+    for row in dataset:
+        starts = np.cumsum(row.seq_lengths) - row.seq_lengths
+        for start, length, doc, offset in zip(starts, row.seq_lengths, row.doc_ids, row.doc_offsets, strict=True):
+            seen[int(doc), int(offset)] = row.input_ids[start : start + length].tolist()
+    whole = {}
+    for (doc, _), tokens in sorted(seen.items()):
+        whole[doc] = whole.get(doc, []) + tokens
+    assert whole == dict(enumerate(docs))
+
+
+def test_rows_are_views_of_the_mapped_files(dataset):
+    row = dataset[0]
+    for stored in (row.input_ids, row.seq_lengths, row.doc_ids, row.doc_offsets, row.loss_weights):
+        assert not stored.flags.owndata
+        assert not stored.flags.writeable
+    assert np.shares_memory(row.input_ids, dataset[0].input_ids)
+    assert row.weights() is row.loss_weights
+
+
+def test_views_outlive_a_shard_that_is_let_go(directory, monkeypatch):
+    monkeypatch.setattr(reader, "SHARDS_MAPPED", 1)
+    dataset = exact_prep.open(directory)
+    rows = list(dataset)
+    assert len(dataset._mapped) == 1
+    assert [row.input_ids.tolist() for row in rows] == [dataset[i].input_ids.tolist() for i in range(len(dataset))]
+
+
+def ids(dataset):
+    return [row.input_ids.tobytes() for row in dataset]
+
+
+def test_slices_index_like_a_list(dataset):
+    rows = ids(dataset)
+    assert ids(dataset[2:9:3]) == rows[2:9:3]
+    assert ids(dataset[::-1]) == rows[::-1]
+    assert ids(dataset[5:][1:3]) == rows[5:][1:3]
+    assert dataset[-1].input_ids.tobytes() == rows[-1]
+    assert ids(dataset.select([4, 4, 0])) == [rows[4], rows[4], rows[0]]
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_ranks_share_the_rows_without_overlap_or_loss(dataset, world_size):
+    parts = [ids(dataset.shuffle(3).shard(rank, world_size)) for rank in range(world_size)]
+    assert sorted(row for part in parts for row in part) == sorted(ids(dataset))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def splitmix_order(size, *key):
+    """Things sorted by splitmix64 of (key, number), in plain Python."""
+
+    def mix(word):
+        word = (word + 0x9E3779B97F4A7C15) % 2**64
+        word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+        return word ^ (word >> 31)
+
+    state = 0
+    for word in key:
+        state = mix(state ^ word)
+    return sorted(range(size), key=lambda number: mix((state + number) % 2**64))
+
+
+def test_a_shuffle_is_the_same_for_ever(dataset):
+    assert ids(dataset.shuffle(5)) == ids(dataset.shuffle(5)) != ids(dataset.shuffle(6)) != ids(dataset)
+    assert ids(dataset.shuffle(5, epoch=1)) != ids(dataset.shuffle(5))
+    order = BatchOrder(8, batch_size=8, seed=7)
+    assert [order.batch(epoch).tolist() for epoch in (0, 1)] == [splitmix_order(8, 7, 0), splitmix_order(8, 7, 1)]
+    assert order.batch(0).tolist() == [1, 3, 2, 4, 7, 0, 6, 5]
+
+
+def test_a_dataset_travels_to_another_process(dataset):
+    copy = pickle.loads(pickle.dumps(dataset.shuffle(1)[:5]))
+    assert ids(copy) == ids(dataset.shuffle(1)[:5])
+
+
+orders = st.fixed_dictionaries(
+    {
+        "rows": st.integers(1, 40),
+        "batch_size": st.integers(1, 5),
+        "world_size": st.integers(1, 4),
+        "epochs": st.integers(1, 3),
+        "seed": st.none() | st.integers(0, 9),
+    }
+)
+
+
+def dealt(rows, world_size, **options):
+    return [list(map(list, BatchOrder(rows, rank=r, world_size=world_size, **options))) for r in range(world_size)]
+
+
+@given(orders)
+def test_every_row_comes_once_per_epoch_over_all_ranks(options):
+    ranks = dealt(**options)
+    rows = [row for rank in ranks for batch in rank for row in batch]
+    assert sorted(rows) == sorted(list(range(options["rows"])) * options["epochs"])
+    full = options["rows"] * options["epochs"] // (options["batch_size"] * options["world_size"])
+    assert all(len(batch) == options["batch_size"] for rank in ranks for batch in rank[:full])
+    assert dealt(**options, drop_last=True) == [rank[:full] for rank in ranks]
+
+
+@given(orders, st.data())
+def test_a_resumed_order_goes_on_exactly_even_with_other_ranks(options, data):
+    endless = {**options, "epochs": None}
+    rank = data.draw(st.integers(0, options["world_size"] - 1))
+    order = BatchOrder(rank=rank, **endless)
+    iterator = iter(order)
+    for _ in range(data.draw(st.integers(0, 9))):
+        next(iterator)
+    resumed = BatchOrder(rank=rank, **endless)
+    resumed.load_state_dict(json.loads(json.dumps(order.state_dict())))
+    assert [next(iterator).tolist() for _ in range(4)] == [resumed.batch(i).tolist() for i in range(4)]
+    one = BatchOrder(**{**endless, "world_size": 1, "batch_size": 1})
+    one.load_state_dict(resumed.state_dict())
+    many = [BatchOrder(rank=r, **endless) for r in range(options["world_size"])]
+    for other in many:
+        other.load_state_dict(resumed.state_dict())
+    together = np.stack([other.batch(0) for other in many], axis=1).ravel().tolist()
+    assert together == [one.batch(i)[0] for i in range(len(together))]
+
+
+def test_an_order_of_another_dataset_or_seed_is_refused():
+    state = BatchOrder(10, batch_size=2, seed=1).state_dict()
+    for other in (BatchOrder(11, batch_size=2, seed=1), BatchOrder(10, batch_size=2, seed=2)):
+        with pytest.raises(UsageError, match="resume with the dataset and the seed"):
+            other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("options", [{"rank": 2, "world_size": 2}, {"batch_size": 0}, {"epochs": 0}])
+def test_orders_that_cannot_be_meant_are_refused(options):
+    with pytest.raises(UsageError):
+        BatchOrder(10, **{"batch_size": 1, **options})
+
+
+def test_the_lookup_table_gives_what_the_shards_hold(dataset, directory):
+    weights = exact_prep.load_weights(directory / "weights.json")
+    assert weights.lut.dtype == np.float32
+    for row in dataset:
+        stored = row.loss_weights.astype(np.float32)
+        assert np.array_equal(weights.lut[row.position_ids], stored)
+        assert np.array_equal(weights.of_lengths(row.seq_lengths), stored)
+    assert weights.of_lengths([3, 2], 7).tolist() == [0, 1, 1, 0, 1, 0, 0]
+    assert weights.table.weights.tolist() == list(weights.file.weights)
+    total = sum(float(row.loss_weights.astype(np.float64).sum()) for row in dataset)
+    supervised = sum(int((row.labels() != -100).sum()) for row in dataset)
+    assert weights.mean_weight == pytest.approx(total / supervised, rel=1e-12)
+
+
+def test_positions_beyond_the_rows_the_weights_were_made_for_are_refused(directory):
+    weights = exact_prep.load_weights(directory)
+    for call in (lambda: weights.of_positions([SEQ_LEN]), lambda: weights.of_lengths([SEQ_LEN + 1], 2 * SEQ_LEN)):
+        with pytest.raises(WeightsError, match="pack and weigh a dataset of the row length"):
+            call()
+    with pytest.raises(WeightsError, match="do not fit a row of 4"):
+        weights.of_lengths([3, 2], 4)
+
+
+def test_supervised_first_tokens_keep_their_weight_but_for_the_row_itself(tmp_path, docs):
+    path = write_dataset(tmp_path / "first", docs, seq_len=SEQ_LEN)
+    weigh_dataset(path, supervise_first=True)
+    for row in exact_prep.open(path):
+        first = np.zeros(SEQ_LEN, bool)
+        first[(np.cumsum(row.seq_lengths) - row.seq_lengths)] = True
+        assert (row.loss_weights[first] > 0).all()
+        assert (row.weights()[first][1:] > 0).all()
+        assert (row.labels()[first][1:] == row.input_ids[first][1:]).all()
+        assert row.weights()[0] == row.weights("prediction")[-1] == 0
+        assert row.labels()[0] == row.labels("prediction")[-1] == -100
+
+
+def test_plain_weights_are_one_for_supervised_targets_whatever_the_shards_hold(directory, dataset):
+    plain = exact_prep.open(directory, plain=True)
+    for row, weighed in zip(plain, dataset, strict=True):
+        assert row.loss_weights.dtype == np.float16
+        assert np.array_equal(row.loss_weights, (weighed.loss_weights > 0).astype(np.float16))
+
+
+def test_a_dataset_that_cannot_be_trusted_is_refused_with_its_remedy(tmp_path, docs):
+    def refused(message, path, **options):
+        with pytest.raises(DatasetError, match=message):
+            exact_prep.open(path, **options)
+
+    refused("no manifest.json.*exact-prep pack", tmp_path)
+    path = write_dataset(tmp_path / "one", docs, seq_len=SEQ_LEN)
+    refused("not weighed; run `exact-prep weigh", path)
+    assert len(exact_prep.open(path, plain=True)) > 0
+    weigh_dataset(path)
+    other = weigh_dataset(write_dataset(tmp_path / "two", docs[:50], seq_len=SEQ_LEN))
+    own = (path / "weights.json").read_text()
+    (path / "weights.json").write_text((other / "weights.json").read_text())
+    refused("belongs to another dataset.*exact-prep weigh", path)
+    (path / "weights.json").write_text(own.replace('"complete"', '"under way"'))
+    refused("under way.*exact-prep weigh", path)
+    (path / "weights.json").write_text(own)
+    shard = next(path.glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    refused("has .* bytes, not", path)
+    shard.unlink()
+    refused("is missing", path)
+
+
+def test_ranks_and_alignments_that_do_not_exist_are_refused(dataset):
+    with pytest.raises(UsageError):
+        dataset.shard(2, 2)
+    with pytest.raises(UsageError):
+        dataset[0].weights("previous")
+    with pytest.raises(UsageError):
+        columns.labels(dataset[0].input_ids, dataset[0].loss_weights, "next")
+
+
+def test_importing_exact_prep_loads_no_library():
+    heavy = "{'numpy', 'pyarrow', 'torch', 'pydantic', 'numba'}"
+    code = f"import sys, exact_prep; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_reading_loads_no_framework(directory):
+    code = (
+        f"import sys, exact_prep; exact_prep.open({str(directory)!r})[0].labels();"
+        "sys.exit(bool({'torch', 'jax', 'datasets', 'numba'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
