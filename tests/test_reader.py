@@ -72,10 +72,12 @@ def test_every_row_derives_as_the_plain_oracle_says(dataset, directory):
 
 def test_rows_hold_every_token_of_every_document(dataset, docs):
     seen = {}
-    for row in dataset:
+    manifest = dataset.manifest
+    first = [manifest.tasks[shard.task].first_record for shard in manifest.shards for _ in range(shard.rows)]
+    for row, record in zip(dataset, first, strict=True):
         starts = np.cumsum(row.seq_lengths) - row.seq_lengths
         for start, length, doc, offset in zip(starts, row.seq_lengths, row.doc_ids, row.doc_offsets, strict=True):
-            seen[int(doc), int(offset)] = row.input_ids[start : start + length].tolist()
+            seen[record + int(doc), int(offset)] = row.input_ids[start : start + length].tolist()
     whole = {}
     for (doc, _), tokens in sorted(seen.items()):
         whole[doc] = whole.get(doc, []) + tokens

@@ -168,8 +168,8 @@ class PackedDataset:
             self._mapped.move_to_end(number)
             return self._mapped[number]
         record = self.manifest.shards[number]
-        with shards.opened(self.path / record.file) as shard:
-            first_rows = np.cumsum([0, *(batch.rows for batch in shard.batches)])
+        shard = shards.opened(self.path / record.file)
+        first_rows = np.cumsum([0, *(batch.rows for batch in shard.batches)])
         if shard.seq_len != self.seq_len or first_rows[-1] != record.rows:
             raise DatasetError(
                 f"{shard.path} holds {first_rows[-1]} rows of {shard.seq_len} tokens, its manifest says {record.rows} "
