@@ -15,6 +15,7 @@ from exact_prep import __version__
 from exact_prep.cli.demo import demo
 from exact_prep.cli.pack import pack
 from exact_prep.cli.report import report
+from exact_prep.cli.validate import validate
 from exact_prep.cli.verify import verify
 from exact_prep.cli.weigh import weigh
 from exact_prep.errors import ExactPrepError, Interrupted, UsageError, WeightsError
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (pack, weigh, report, verify, demo):
+for command in (pack, weigh, report, verify, demo, validate):
     app.command()(command)
 
 

@@ -8,6 +8,7 @@ CUDA: FlexAttention with a block mask; it has no backward on CPU (torch 2.13).
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -24,7 +25,7 @@ def attend_loop(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edges: torch.
     """One causal SDPA per segment: work is the sum of squared segment lengths."""
     parts = []
     cuts = edges.tolist()
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in itertools.pairwise(cuts):
         one, two, three = (x[None, :, start:stop] for x in (q, k, v))
         parts.append(scaled_dot_product_attention(one, two, three, is_causal=True)[0])
     return torch.cat(parts, dim=1)

@@ -1,6 +1,6 @@
 """The small decoder: RoPE, attention inside segments, smeared keys. Everything a run needs to know fits in `Shape`.
 
-Smeared keys (Olsson et al. 2022, "In-context learning and induction heads") mix each key with the one before it. Without
+Smeared keys (Olsson et al. 2022, "In-context learning and induction heads") mix a key with the one before it. Without
 them, two layers did not form induction in 3M tokens, and there would be no long-range recall to measure.
 """
 
@@ -116,6 +116,6 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
 
 
 def cross_entropy(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Loss of each target, float32[T]: target t is predicted by logits t - 1; 0 for the first, which nothing predicts."""
+    """Loss of each target, float32[T]: logits t - 1 predict target t; 0 for the first, which nothing predicts."""
     losses = functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
     return functional.pad(losses, (1, 0))

@@ -1,0 +1,133 @@
+"""`exact-prep validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from exact_prep.cli.arguments import Workers, worker_count
+from exact_prep.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from exact_prep.validation.results import Results
+
+
+def validate(
+    out: Annotated[Path, typer.Option(help="Where runs, results.json and plots go.")] = Path("validation"),
+    data: Annotated[
+        Path | None, typer.Option(help="A dataset that was packed and weighed; without it synthetic recall.")
+    ] = None,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Synthetic key-value recall (the default).")] = False,
+    model: Annotated[
+        str, typer.Option(help="`small`, or the directory of a Hugging Face causal language model.")
+    ] = "small",
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Which runs: uniform, exact, flat, mirror, permuted, lr, steps, null; exact@1 is alpha 1.",
+            show_default="the tier's",
+        ),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2.", show_default="the tier's")] = None,
+    tier: Annotated[
+        Literal["smoke", "example", "gpu"],
+        typer.Option(help="How large: two minutes, half an hour on two cores, half an hour on one card."),
+    ] = "smoke",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
+    workers: Workers = None,
+) -> None:
+    """Train pairs of models that differ only in the weights, with controls, and show what the weights did.
+
+    Interrupted, the same command continues. Needs the extra: pip install 'exact-prep[validate]'.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UsageError("validate trains models with torch: pip install 'exact-prep[validate]'") from None
+    from rich.console import Console
+
+    from exact_prep.validation.experiment import Experiment, run_experiment
+    from exact_prep.validation.plots import plot
+    from exact_prep.validation.tiers import TIERS
+
+    if data is not None and synthetic:
+        raise UsageError("--data and --synthetic exclude each other")
+    chosen = TIERS[tier]
+    on = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if on == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no such device here")
+    experiment = Experiment(
+        tier_name=tier,
+        tier=chosen,
+        arms=tuple(arms.split(",")) if arms else chosen.arms,
+        seeds=parse_seeds(seeds) if seeds else chosen.seeds,
+        out=out,
+        data=data,
+        model=None if model == "small" else Path(model),
+        device=on,
+    )
+    talk = Console(stderr=True)
+    results = run_experiment(
+        experiment,
+        workers=1 if on == "cuda" else worker_count(workers),
+        told=lambda line: talk.print(f"exact-prep: {line}", markup=False, highlight=False),
+    )
+    Console().print(table(results))
+    for line in verdict(results):
+        typer.echo(line)
+    for suffix in ("png", "svg"):
+        plot(results, out / f"differences.{suffix}")
+    typer.echo(f"{out / 'results.json'} and {out / 'differences.png'} hold the rest")
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from `0,1,2`; raises UsageError."""
+    try:
+        return tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError:
+        raise UsageError(f"--seeds {text}: numbers with commas between, such as 0,1,2") from None
+
+
+def table(results: Results) -> Table:
+    """Every measure: uniform's mean, and each arm's paired difference with its 95 % interval."""
+    from rich.table import Table
+
+    from exact_prep.validation.compare import in_order
+
+    grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    grid.add_column("measure", no_wrap=True)
+    others = [arm for arm in results.arms if arm != "uniform"]
+    for name in ("uniform", *others):
+        grid.add_column(name, justify="right", no_wrap=True)
+    uniform = [run for run in results.runs if run.arm == "uniform"]
+    found = {(d.arm, d.measure): d for d in results.differences if d.against == "uniform"}
+    colours = {"better": "green", "worse": "red", "shows nothing": "dim", "one seed": ""}
+    for measure in in_order(uniform[0].measures):
+        cells = [f"{sum(run.measures[measure] for run in uniform) / len(uniform):.4f}"]
+        for arm in others:
+            d = found[arm, measure]
+            interval = f" [{d.low:+.4f}, {d.high:+.4f}]" if d.seeds > 1 else ""
+            colour = colours[d.reading]
+            cells.append(f"[{colour}]{d.mean:+.4f}{interval}[/]" if colour else f"{d.mean:+.4f}")
+        grid.add_row(measure, *(cell.replace("[+", r"\[+").replace("[-", r"\[-") for cell in cells))
+    return grid
+
+
+def verdict(results: Results) -> list[str]:
+    """What the experiment is said to show, by the rule set before it."""
+    lines = []
+    for arm in dict.fromkeys(reading.arm for reading in results.readings):
+        mine = [reading for reading in results.readings if reading.arm == arm]
+        helped = [reading.measure for reading in mine if reading.helps]
+        what = f"helps at {', '.join(helped)}" if helped else "is not shown to help anywhere in the tail"
+        lines.append(
+            f"{arm}: {what} ({len(helped)} of {len(mine)} measures in the tail are better than both uniform and lr "
+            "with an interval that excludes zero)"
+        )
+    if "lr" not in results.arms or len(results.seeds) < 2:
+        lines.append("a reading needs the arm lr and two seeds or more")
+    return lines

@@ -1,0 +1,63 @@
+"""A dataset that exact-prep packed and weighed as training data, through its reader alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import exact_prep
+from exact_prep.errors import UsageError
+from exact_prep.tables import exposure_of
+from exact_prep.validation.batches import Batch, batch_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from exact_prep.exposure import Exposure
+    from exact_prep.integrations.reader import PackedDataset
+    from exact_prep.weights import WeightTable
+
+
+@dataclass
+class CorpusStream:
+    """Rows of a packed dataset in a seeded order; the last ones are held out."""
+
+    rows: PackedDataset
+    rows_per_step: int
+    seq_len: int
+    vocab_size: int
+    exposure: Exposure
+    table: WeightTable
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; rows come again when all were seen."""
+        first = step * self.rows_per_step
+        return batch_of([arrays(self.rows, (first + r) % len(self.rows)) for r in range(self.rows_per_step)])
+
+
+def arrays(rows: PackedDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and segment lengths of a row."""
+    row = rows[index]
+    return row.input_ids, row.seq_lengths
+
+
+def open_corpus(directory: Path, *, rows_per_step: int, held_out: int, seed: int) -> tuple[CorpusStream, list[Batch]]:
+    """Training stream and held-out batches; raises UsageError if there are not rows enough, DatasetError."""
+    dataset = exact_prep.open(directory)
+    if len(dataset) < 2 * held_out:
+        raise UsageError(f"{directory} has {len(dataset)} rows, {2 * held_out} are needed; pack more, or shorter rows")
+    loaded = dataset.loaded_weights
+    if loaded is None:
+        raise UsageError(f"{directory} is not weighed; run `exact-prep weigh {directory}`")
+    rest, last = dataset[: len(dataset) - held_out], dataset[len(dataset) - held_out :]
+    stream = CorpusStream(
+        rows=rest.shuffle(seed),
+        rows_per_step=rows_per_step,
+        seq_len=dataset.seq_len,
+        vocab_size=dataset.manifest.tokenizer.vocab_size,
+        exposure=exposure_of(dataset.manifest.exposure),
+        table=loaded.table,
+    )
+    return stream, [batch_of([arrays(last, index)]) for index in range(held_out)]

@@ -1,0 +1,108 @@
+"""What a trained model can do, by effective context or by distance of the evidence. Lower loss, higher rest is better.
+
+    loss      held-out loss by bucket of effective left context, beyond the trained length too
+    recall    share of right values among keys seen before, by distance of the last mention (synthetic data)
+    gain      evidence ablation: log-probability of the right value with its evidence in the context, less that with
+              the evidence replaced by noise, by distance; half of the distances lie beyond the trained length
+    margin    the same for the log-probability of the right value less that of a wrong one, evidence present
+
+A measure is `kind low-high` or `kind distance`, such as `loss 256-511` and `gain 768`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from exact_prep.exposure import bucket_edges, bucket_of
+from exact_prep.validation.batches import Batch, batch_of
+from exact_prep.validation.model import cross_entropy, left_contexts
+from exact_prep.validation.synthetic import KEY_COUNT, KEYS, START, VALUE_COUNT, VALUES, document, filler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+ITEMS = 48
+"""Questions per distance."""
+
+
+@torch.no_grad()
+def loss_by_bucket(model: nn.Module, batches: Iterable[Batch], device: str = "cpu") -> dict[str, float]:
+    """Mean loss per bucket of effective left context, and of all supervised targets."""
+    sums, counts = torch.zeros(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64)
+    model.eval()
+    for batch in batches:
+        on = batch.to(device)
+        losses = cross_entropy(model(on.ids, on.edges), on.ids).double().cpu()
+        contexts = left_contexts(batch.edges)
+        buckets = (contexts.clamp(min=4).log2().floor().long() - 2).clamp(min=0)
+        sums.index_add_(0, buckets[batch.supervised], losses[batch.supervised])
+        counts.index_add_(0, buckets[batch.supervised], torch.ones_like(losses[batch.supervised]))
+    edges = bucket_edges(64).tolist()
+    measures = {f"loss {edges[b]}-{edges[b + 1] - 1}": float(sums[b] / counts[b]) for b in range(60) if counts[b] > 0}
+    return measures | {"loss all": float(sums.sum() / counts.sum())}
+
+
+@torch.no_grad()
+def recall_by_distance(
+    model: nn.Module, length: int, documents: int, seed: int, device: str = "cpu"
+) -> dict[str, float]:
+    """Share of right values among repeated keys of held-out documents, per bucket of distance."""
+    rng = np.random.default_rng([seed, 1])
+    right: dict[int, list[bool]] = {}
+    model.eval()
+    for _ in range(documents):
+        tokens, facts = document(rng, length)
+        batch = batch_of([(tokens, np.array([length], np.int32))]).to(device)
+        said = model(batch.ids, batch.edges)[:, VALUES : VALUES + VALUE_COUNT].argmax(-1).cpu() + VALUES
+        for place, distance in zip(facts.positions, facts.distances, strict=True):
+            right.setdefault(bucket_of(distance), []).append(int(said[place - 1]) == int(tokens[place]))
+    edges = bucket_edges(64).tolist()
+    return {f"recall {edges[b]}-{edges[b + 1] - 1}": float(np.mean(right[b])) for b in sorted(right)}
+
+
+@torch.no_grad()
+def evidence_ablation(model: nn.Module, distances: Iterable[int], seed: int, device: str = "cpu") -> dict[str, float]:
+    """Gain and margin of evidence at each distance: a document, one key with its value, noise, the key again."""
+    measures = {}
+    model.eval()
+    for distance in distances:
+        rng = np.random.default_rng([seed, 2, distance])
+        gains, margins = [], []
+        for _ in range(ITEMS):
+            with_evidence, without, value, foil = question(rng, distance)
+            rows = batch_of([(row, np.array([row.size], np.int32)) for row in (with_evidence, without)]).to(device)
+            logits = model(rows.ids, rows.edges).float().log_softmax(-1).cpu()
+            present, ablated = logits[with_evidence.size - 1], logits[-1]
+            gains.append(float(present[value] - ablated[value]))
+            margins.append(float(present[value] - present[foil]))
+        measures[f"gain {distance}"] = float(np.mean(gains))
+        measures[f"margin {distance}"] = float(np.mean(margins))
+    return measures
+
+
+def question(rng: np.random.Generator, distance: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """A document that ends with a key asked, the same without its evidence, the right value and a wrong one.
+
+    Other pairs are strewn in as in training; none has the key or either value asked about.
+    """
+    key, other = rng.choice(KEY_COUNT, 2, replace=False)
+    value, foil = rng.choice(VALUE_COUNT, 2, replace=False)
+    before = int(rng.integers(8, 40))
+    tokens = np.concatenate([[START], filler(rng, before + distance)]).astype(np.int32)
+    place = before + 3
+    while place + 1 < tokens.size:
+        distractor, answer = int(rng.integers(KEY_COUNT)), int(rng.integers(VALUE_COUNT))
+        if distractor not in (key, other) and answer not in (value, foil):
+            tokens[place], tokens[place + 1] = KEYS + distractor, VALUES + answer
+        place += 2 + int(rng.integers(0, 6))
+    with_evidence = np.append(tokens, KEYS + key).astype(np.int32)
+    without = with_evidence.copy()
+    start = with_evidence.size - 1 - distance
+    with_evidence[start : start + 2] = KEYS + key, VALUES + value
+    without[start : start + 2] = filler(rng, 2)
+    return with_evidence, without, VALUES + int(value), VALUES + int(foil)

@@ -1,0 +1,178 @@
+"""A RULER-style suite made offline, for models that read text. Definitions: Hsieh et al. 2024, arXiv 2404.06654.
+
+    niah_single     one needle in repeated noise
+    niah_multikey   the haystack is needles, one is asked for
+    vt              variable tracking: which variables hold a value, through a chain of four assignments
+    cwe             common words: ten words occur 30 times each, the others 3 times
+    fwe             frequent words: coded words with a Zeta(2) distribution, the three most frequent are asked for
+
+Each is as long as fits into `length` tokens with its answer. Scored by match (share of the answers in what the model
+says, case aside) and by the log-probability of the answer, which a small model has long before it says it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NEEDLE = "One of the special magic numbers for {key} is: {value}."
+TASKS = ("niah_single", "niah_multikey", "vt", "cwe", "fwe")
+SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "zu"]
+
+
+class Codec(Protocol):
+    """A tokenizer, as much of it as is needed."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without special tokens."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question."""
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+def words(rng: np.random.Generator, count: int) -> list[str]:
+    """`count` different words of three syllables."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(rng.choice(SYLLABLES, 3))] = None
+    return list(found)
+
+
+def number(rng: np.random.Generator) -> str:
+    """A number of seven digits."""
+    return str(rng.integers(10**6, 10**7))
+
+
+def niah_single(rng: np.random.Generator, size: int) -> Item:
+    """One needle among `size` sentences of noise."""
+    key, value = words(rng, 1)[0], number(rng)
+    hay = [NOISE] * size
+    hay.insert(int(rng.integers(size + 1)), NEEDLE.format(key=key, value=value))
+    ask = f"What is the special magic number for {key} mentioned in the provided text?"
+    return Item(
+        " ".join(hay) + f"\n{ask} The special magic number for {key} mentioned in the provided text is", (value,)
+    )
+
+
+def niah_multikey(rng: np.random.Generator, size: int) -> Item:
+    """`size` needles, one of which is asked for."""
+    keys, values = words(rng, size + 1), [number(rng) for _ in range(size + 1)]
+    asked = int(rng.integers(size + 1))
+    hay = [NEEDLE.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
+    key = keys[asked]
+    ask = f"What is the special magic number for {key} mentioned in the provided text?"
+    text = " ".join(hay) + f"\n{ask} The special magic number for {key} mentioned in the provided text is"
+    return Item(text, (values[asked],))
+
+
+def vt(rng: np.random.Generator, size: int) -> Item:
+    """A chain of five variables, strewn into `size` sentences of noise."""
+    names, value = [word.upper() for word in words(rng, 5)], str(rng.integers(10**4, 10**5))
+    lines = [f"VAR {names[0]} = {value}"] + [f"VAR {new} = VAR {old}" for old, new in itertools.pairwise(names)]
+    hay = [NOISE] * size
+    for place, line in zip(sorted(rng.integers(0, size + 1, len(lines)))[::-1], lines[::-1], strict=True):
+        hay.insert(int(place), line)
+    ask = f"Find all variables that are assigned the value {value} in the text above."
+    text = "\n".join(hay) + f"\n{ask} Answer: according to the chain of variable assignment, they are:"
+    return Item(text, tuple(names))
+
+
+def cwe(rng: np.random.Generator, size: int) -> Item:
+    """Ten words 30 times each among `size` words 3 times each."""
+    every = words(rng, size + 10)
+    listed = every[:10] * 30 + every[10:] * 3
+    rng.shuffle(listed)
+    text = " ".join(f"{place}. {word}" for place, word in enumerate(listed, 1))
+    return Item(f"{text}\nThe top 10 words that appear most often in the list are:", tuple(every[:10]))
+
+
+def fwe(rng: np.random.Generator, size: int) -> Item:
+    """Coded words of which the k-th most frequent comes `size` / k^2 times; the three most frequent are asked for."""
+    every = words(rng, 50)
+    listed = [word for rank, word in enumerate(every, 1) for _ in range(max(round(size / rank**2), 1))]
+    rng.shuffle(listed)
+    ask = "The three most frequently appeared words in the above coded text are:"
+    return Item(" ".join(listed) + f"\n{ask}", tuple(every[:3]))
+
+
+MAKERS: dict[str, Callable[[np.random.Generator, int], Item]] = {
+    "niah_single": niah_single,
+    "niah_multikey": niah_multikey,
+    "vt": vt,
+    "cwe": cwe,
+    "fwe": fwe,
+}
+
+
+def fitted(task: str, length: int, seed: int, codec: Codec) -> Item | None:
+    """The largest item of a task that fits into `length` tokens with its answers; None if the smallest does not."""
+
+    def item(size: int) -> Item:
+        return MAKERS[task](np.random.default_rng([seed, TASKS.index(task)]), size)
+
+    def fits(size: int) -> bool:
+        made = item(size)
+        return len(codec.encode(f"{made.prompt} {' '.join(made.answers)}")) <= length
+
+    if not fits(1):
+        return None
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return item(low)
+
+
+@torch.no_grad()
+def suite(
+    model: nn.Module, codec: Codec, lengths: tuple[int, ...], items: int, seed: int, device: str = "cpu"
+) -> dict[str, float]:
+    """`match` and `logp` (per answer token) of every task at every length that its smallest item fits."""
+    measures: dict[str, float] = {}
+    model.eval()
+    for length in lengths:
+        for task in TASKS:
+            made = [fitted(task, length, 1000 * seed + number, codec) for number in range(items)]
+            scores = [score(model, codec, item, device) for item in made if item is not None]
+            if scores:
+                match, logp = np.mean(scores, axis=0)
+                measures[f"match {task}@{length}"] = float(match)
+                measures[f"logp {task}@{length}"] = float(logp)
+    return measures
+
+
+def score(model: nn.Module, codec: Codec, item: Item, device: str) -> tuple[float, float]:
+    """Share of answers that the model says, greedily, and mean log-probability of the answers' tokens."""
+    prompt, answer = codec.encode(item.prompt), codec.encode(" " + " ".join(item.answers))
+    ids = torch.tensor(prompt + answer, device=device)
+    logits = model(ids, torch.tensor([0, ids.numel()], device=device)).float().log_softmax(-1)
+    places = torch.arange(len(prompt) - 1, ids.numel() - 1, device=device)
+    logp = logits[places, ids[places + 1]].mean()
+    said: list[int] = []
+    for _ in range(len(answer) + 4):
+        context = torch.tensor(prompt + said, device=device)
+        said.append(int(model(context, torch.tensor([0, context.numel()], device=device))[-1].argmax()))
+    text = codec.decode(said).lower()
+    return sum(answer.lower() in text for answer in item.answers) / len(item.answers), float(logp)
