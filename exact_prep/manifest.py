@@ -64,7 +64,7 @@ class TokenizerRecord(Record):
     sha256: str
     """Of the tokenizer.json; empty if the corpus came as ids."""
     vocab_size: Count
-    """Largest id + 1."""
+    """Largest id + 1; 0 if it is not known: the corpus came as ids, and no tokenizer was named."""
     eos_id: int | None
     """Appended to every document; None if nothing is."""
     bos_id: int | None

@@ -502,3 +502,16 @@ def test_another_plan_is_refused_with_what_differs(tokenizer_file, tmp_path):
     assert "in.jsonl bytes was" in done.stderr
     exact_prep(*base, "--seq-len", 64, "--overwrite")
     assert exact_prep("verify", tmp_path / "out").returncode == 0
+
+
+def test_a_corpus_of_ids_is_packed_as_it_is_with_and_without_a_tokenizer(tokenizer_file, tmp_path):
+    ids = [[5, 6, 7], [8] * 100, [], [9]]
+    pq.write_table(pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))}), tmp_path / "ids.parquet")
+    base = ("pack", tmp_path / "ids.parquet", "--ids-field", "input_ids", "--seq-len", 16)
+    assert "--pad-token" in exact_prep(*base, "--out", tmp_path / "refused", check=None).stderr
+    exact_prep(*base, "--pad-token", 0, "--out", tmp_path / "plain")
+    assert documents_of(tmp_path / "plain") == {(0, 0): ids[0], (0, 1): ids[1], (0, 3): ids[3]}
+    exact_prep(*base, "--tokenizer", tokenizer_file, "--eos", "--out", tmp_path / "eos")
+    assert documents_of(tmp_path / "eos") == {(0, 0): [*ids[0], 0], (0, 1): [*ids[1], 0], (0, 3): [*ids[3], 0]}
+    for name in ("plain", "eos"):
+        assert exact_prep("verify", tmp_path / name).returncode == 0

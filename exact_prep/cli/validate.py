@@ -44,22 +44,19 @@ def validate(
 
     Interrupted, the same command continues. Needs the extra: pip install 'exact-prep[validate]'.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UsageError("validate trains models with torch: pip install 'exact-prep[validate]'") from None
     from rich.console import Console
 
-    from exact_prep.validation.experiment import Experiment, run_experiment
+    try:
+        from exact_prep.validation.experiment import Experiment, choose_device, run_experiment
+    except ModuleNotFoundError as error:
+        raise UsageError(f"validate needs {error.name}: pip install 'exact-prep[validate]'") from None
     from exact_prep.validation.plots import plot
     from exact_prep.validation.tiers import TIERS
 
     if data is not None and synthetic:
         raise UsageError("--data and --synthetic exclude each other")
     chosen = TIERS[tier]
-    on = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if on == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no such device here")
+    on = choose_device(device)
     experiment = Experiment(
         tier_name=tier,
         tier=chosen,

@@ -32,6 +32,7 @@ class VerifyTask:
     seq_len: int
     pad_id: int
     vocab_size: int
+    """0 if it is not known."""
     records: int
     """Records that the task read: document ids lie below."""
     documents: int
@@ -125,7 +126,9 @@ def contents_of(shard: Shard, record: ShardRecord, checksum: str | None, task: V
             yield f"{shard.path}: rows {row} to {row + batch.rows - 1} hold a segment without tokens"
         for wrong in np.flatnonzero((used > task.seq_len) | (used < 1))[:1]:
             yield f"{shard.path}: row {row + wrong}: seq_lengths sum to {used[wrong]}, a row holds 1 to {task.seq_len}"
-        outside = (batch.input_ids < 0) | (batch.input_ids >= task.vocab_size)
+        outside = batch.input_ids < 0
+        if task.vocab_size:
+            outside |= batch.input_ids >= task.vocab_size
         if outside.any():
             at = np.argwhere(outside)[0]
             yield (

@@ -56,7 +56,7 @@ def open_corpus(directory: Path, *, rows_per_step: int, held_out: int, seed: int
         rows=rest.shuffle(seed),
         rows_per_step=rows_per_step,
         seq_len=dataset.seq_len,
-        vocab_size=dataset.manifest.tokenizer.vocab_size,
+        vocab_size=dataset.manifest.tokenizer.vocab_size or 1 + max(int(row.input_ids.max()) for row in dataset),
         exposure=exposure_of(dataset.manifest.exposure),
         table=loaded.table,
     )

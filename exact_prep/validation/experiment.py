@@ -145,6 +145,14 @@ class Shortened:
         return Batch(whole.ids, edges, supervised)
 
 
+def choose_device(asked: str) -> str:
+    """The device for `auto`, `cpu` or `cuda`; raises UsageError if it is not there."""
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UsageError("--device cuda: torch sees no such device here; leave it out to train on the CPU")
+    return asked if asked != "auto" else "cuda" if there else "cpu"
+
+
 def work(job: Job, meter: Meter) -> None:
     """Run one job, unless it is done."""
     # One thread: bitwise reproducible, and runs share the cores instead.

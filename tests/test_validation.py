@@ -1,0 +1,386 @@
+"""Laws of the paired experiment: attention, weights of arms, probes, statistics, and a real small run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exact_prep.errors import UsageError
+from exact_prep.exposure import measure
+from exact_prep.validation import compare, probes, ruler
+from exact_prep.validation.arms import make_arm
+from exact_prep.validation.attention import attend_dense, attend_loop
+from exact_prep.validation.batches import batch_of
+from exact_prep.validation.experiment import Experiment, Shortened, run_experiment
+from exact_prep.validation.model import Decoder, Shape, cross_entropy, left_contexts
+from exact_prep.validation.plots import plot
+from exact_prep.validation.results import Results, Run, Settings
+from exact_prep.validation.synthetic import KEYS, VALUES, VOCABULARY, SyntheticStream, document
+from exact_prep.validation.tiers import SMOKE
+from exact_prep.validation.train import Schedule, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bitwise laws hold on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small(seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(Shape(vocab_size=VOCABULARY, width=48, heads=3))
+
+
+def stream(steps: int = 6) -> SyntheticStream:
+    return SyntheticStream(seq_len=128, rows_per_step=4, steps=steps, seed=3)
+
+
+def state(model: Decoder) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_attention_by_segment_equals_a_dense_mask_forward_and_backward(lengths):
+    edges = torch.tensor([0, *np.cumsum(lengths).tolist()])
+    torch.manual_seed(sum(lengths))
+    first = [torch.randn(3, int(edges[-1]), 16, requires_grad=True) for _ in range(3)]
+    second = [x.detach().clone().requires_grad_() for x in first]
+    upstream = torch.randn(3, int(edges[-1]), 16)
+    outputs = [attend(*inputs, edges) for attend, inputs in ((attend_loop, first), (attend_dense, second))]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    for output in outputs:
+        output.backward(upstream)
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_a_document_sees_itself_alone():
+    model = small()
+    ids = torch.randint(0, VOCABULARY, (60,), generator=torch.Generator().manual_seed(1))
+    edges = torch.tensor([0, 25, 60])
+    together = model(ids, edges)
+    torch.testing.assert_close(together[25:], model(ids[25:], torch.tensor([0, 35])), atol=1e-5, rtol=1e-4)
+    assert left_contexts(edges).tolist() == [*range(25), *range(35)]
+
+
+def test_the_loss_of_a_target_is_that_of_the_logits_before_it():
+    logits = torch.randn(5, 7)
+    ids = torch.tensor([1, 2, 3, 4, 5])
+    losses = cross_entropy(logits, ids)
+    assert losses[0] == 0
+    for t in range(1, 5):
+        assert losses[t].item() == pytest.approx(-logits[t - 1].log_softmax(-1)[ids[t]].item(), abs=1e-6)
+
+
+def test_synthetic_documents_answer_for_themselves():
+    tokens, facts = document(np.random.default_rng(5), 600)
+    assert len(facts.positions) > 20
+    for place, distance in zip(facts.positions, facts.distances, strict=True):
+        assert tokens[place - 1] == tokens[place - 1 - distance] >= KEYS
+        assert tokens[place] == tokens[place - distance] >= VALUES
+        assert tokens[place - 1] not in tokens[place - distance : place - 1]
+
+
+def test_arms_move_the_supervision_they_claim_to_move():
+    source = stream(20)
+    batches = [source.batch(step) for step in range(20)]
+    contexts = [left_contexts(batch.edges) for batch in batches]
+
+    def mass(name: str) -> tuple[float, float, list[float]]:
+        arm = make_arm(name, source.exposure, 128, 32)
+        weights = [arm.weights(b, c, step) for step, (b, c) in enumerate(zip(batches, contexts, strict=True))]
+        for batch, weight in zip(batches, weights, strict=True):
+            assert (weight[~batch.supervised] == 0).all()
+        tail = sum(float(w[c >= 32].sum()) for w, c in zip(weights, contexts, strict=True))
+        return sum(float(w.sum()) for w in weights), tail, sorted(torch.cat(weights).tolist())
+
+    total, tail, _ = mass("uniform")
+    exact, exact_tail, multiset = mass("exact")
+    assert exact_tail / tail == pytest.approx(1.15, rel=1e-4)
+    assert exact - exact_tail == pytest.approx(total - tail, rel=1e-6)
+    assert mass("flat")[0] == pytest.approx(exact, rel=1e-4)
+    mirror, mirror_tail, _ = mass("mirror")
+    assert mirror == pytest.approx(exact, rel=1e-4)
+    assert mirror_tail == pytest.approx(tail, rel=1e-6)
+    permuted, _, same = mass("permuted")
+    assert permuted == pytest.approx(exact, rel=1e-5)
+    assert same == pytest.approx(multiset, rel=1e-5)
+    assert mass("null")[0] == pytest.approx(total, rel=1e-4)
+    assert mass("exact@1")[1] / tail == pytest.approx(2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["exakt", "uniform@2", "exact@much", ""])
+def test_arms_that_do_not_exist_are_refused_by_name(name):
+    with pytest.raises(UsageError, match=r"arm|alpha"):
+        make_arm(name, stream().exposure, 128, 32)
+
+
+def test_alpha_zero_is_bitwise_uniform_and_the_same_run_twice_is_the_same():
+    source = stream()
+    models = []
+    for name in ("uniform", "uniform", "exact@0", "exact"):
+        model = small()
+        train(model, source, make_arm(name, source.exposure, 128, 32), Schedule(steps=6, lr=1e-3))
+        models.append(state(model))
+    for one, two, zero, other in zip(*models, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, zero)
+        assert one.dim() < 2 or not torch.equal(one, other)
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path):
+    source = stream()
+    arm = make_arm("exact", source.exposure, 128, 32)
+    whole, parts = small(), small()
+    losses = train(whole, source, arm, Schedule(steps=6, lr=1e-3))
+    path = tmp_path / "checkpoint"
+    first = train(parts, source, arm, Schedule(steps=6, lr=1e-3), checkpoint=path, every=2, stop_after=3)
+    resumed = small(seed=9)
+    second = train(resumed, source, arm, Schedule(steps=6, lr=1e-3), checkpoint=path, every=2)
+    assert first[:2] + second == losses
+    assert all(torch.equal(one, other) for one, other in zip(state(whole), state(resumed), strict=True))
+
+
+class Oracle(torch.nn.Module):
+    """Knows the synthetic language: says the value that followed the last mention of a key, else guesses."""
+
+    def forward(self, ids, edges):
+        logits = torch.zeros(ids.numel(), VOCABULARY)
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            values = {}
+            for t in range(start, stop):
+                token = int(ids[t])
+                if KEYS <= token < VALUES:
+                    if token in values:
+                        logits[t, values[token]] = 8.0
+                    if t + 1 < stop:
+                        values[token] = int(ids[t + 1])
+        return logits
+
+
+def test_probes_measure_what_an_oracle_knows_and_a_blind_model_does_not():
+    recall = probes.recall_by_distance(Oracle(), 700, 4, seed=1)
+    assert set(recall.values()) == {1.0}
+    found = probes.evidence_ablation(Oracle(), (40, 300), seed=1)
+    expected = 8 - np.log(VOCABULARY - 1 + np.e**8) + np.log(VOCABULARY)
+    assert found["gain 40"] == pytest.approx(expected, rel=1e-3)
+    assert found["margin 300"] == pytest.approx(8, rel=1e-3)
+    blind = probes.evidence_ablation(lambda_model(), (40,), seed=1)
+    assert blind["gain 40"] == pytest.approx(0, abs=1e-6)
+
+
+def lambda_model() -> torch.nn.Module:
+    class Blind(torch.nn.Module):
+        def forward(self, ids, edges):
+            return torch.zeros(ids.numel(), VOCABULARY)
+
+    return Blind()
+
+
+def test_loss_by_bucket_equals_counting_target_by_target():
+    model = small().eval()
+    lengths = np.array([40, 9, 30], np.int32)
+    row = np.random.default_rng(0).integers(0, VOCABULARY, 90).astype(np.int32)
+    batch = batch_of([(row, lengths)])
+    with torch.no_grad():
+        logits = model(batch.ids, batch.edges)
+    sums: dict[str, list[float]] = {}
+    start = 0
+    for length in lengths.tolist():
+        for context in range(1, length):
+            low = 0 if context < 8 else 2 ** (context.bit_length() - 1)
+            loss = -float(logits[start + context - 1].log_softmax(-1)[row[start + context]])
+            sums.setdefault(f"loss {low}-{max(2 * low, 8) - 1}", []).append(loss)
+        start += length
+    found = probes.loss_by_bucket(model, [batch])
+    everything = found.pop("loss all")
+    assert found == pytest.approx({name: np.mean(values) for name, values in sums.items()}, rel=1e-5)
+    assert everything == pytest.approx(np.mean([v for values in sums.values() for v in values]), rel=1e-5)
+
+
+class Bytes:
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i % 256 for i in ids).decode(errors="replace")
+
+
+class Parrot(torch.nn.Module):
+    """Continues as the text went on after the last place that ended with the same 12 bytes."""
+
+    def forward(self, ids, edges):
+        logits = torch.zeros(ids.numel(), 256)
+        text = bytes(ids.tolist())
+        for t in range(12, len(text)):
+            found = text.rfind(text[t - 11 : t + 1], 0, t)
+            if found >= 0 and found + 12 < len(text):
+                logits[t, text[found + 12]] = 20.0
+        return logits
+
+
+def test_the_text_suite_makes_items_that_fit_and_that_their_own_answers_satisfy():
+    codec = Bytes()
+    for task in ruler.TASKS:
+        for length in (8000, 16000):
+            item = ruler.fitted(task, length, 3, codec)
+            assert item is not None
+            size = len(codec.encode(item.prompt + " " + " ".join(item.answers)))
+            assert 0.5 * length < size <= length
+            assert all(answer.lower() in item.prompt.lower() for answer in item.answers)
+    item = ruler.fitted("cwe", 16000, 1, codec)
+    counts = {word: item.prompt.split().count(word) for word in item.prompt.split()}
+    assert {word for word, count in counts.items() if count == 30} == set(item.answers)
+    assert ruler.fitted("cwe", 500, 1, codec) is None
+
+
+def test_a_model_that_copies_answers_needles_in_part():
+    scores = ruler.suite(Parrot(), Bytes(), (600,), 3, seed=1)
+    assert set(scores) >= {"match niah_single@600", "logp niah_single@600"}
+    assert 0 <= scores["match niah_single@600"] <= 1
+    item = ruler.Item("the number for abcdefghijkl is: 7654321. Again, the number for abcdefghijkl is:", ("7654321",))
+    match, logp = ruler.score(Parrot(), Bytes(), item, "cpu")
+    assert match == 1.0
+    assert logp > -0.1
+
+
+def test_intervals_are_those_of_students_t():
+    values = [0.3, 0.1, 0.26, 0.22]
+    d = compare.difference("exact", "uniform", "recall 256-511", values)
+    half = 3.182446 * np.std(values, ddof=1) / 2  # the 97.5 % quantile of t with 3 degrees of freedom
+    assert (d.mean, d.low, d.high) == pytest.approx((0.22, 0.22 - half, 0.22 + half), rel=1e-5)
+    assert d.reading == "better"
+    assert compare.difference("exact", "uniform", "loss 256-511", values).reading == "worse"
+    assert compare.difference("exact", "uniform", "gain 768", [0.1, -0.1, 0.05]).reading == "shows nothing"
+    assert compare.difference("exact", "uniform", "gain 768", [0.1]).reading == "one seed"
+
+
+def test_exact_is_said_to_help_only_in_the_tail_and_only_beyond_both_controls():
+    setup = Settings(tool_version="0", tier="smoke", data="synthetic", model="small", device="cpu")
+
+    def runs(arm: str, near: float, far: float, farther: float) -> list[Run]:
+        return [
+            Run(
+                settings=setup,
+                arm=arm,
+                seed=seed,
+                steps=1,
+                final_loss=1.0,
+                measures={"gain 128": near + d, "gain 384": far + d, "gain 768": farther + d},
+            )
+            for seed, d in enumerate((0.0, 0.001, 0.0005))
+        ]
+
+    found = compare.differences([*runs("uniform", 0, 0, 0), *runs("lr", 0, 0.3, 0), *runs("exact", 1, 0.2, 0.2 + 1e-9)])
+    verdicts = {reading.measure: reading.helps for reading in compare.readings(found, 256)}
+    assert verdicts == {"gain 384": False, "gain 768": True}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> tuple[Results, object]:
+    out = tmp_path_factory.mktemp("smoke")
+    command = [sys.executable, "-m", "exact_prep", "validate", "--tier", "smoke", "--out", out, "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    return Results.model_validate_json((out / "results.json").read_bytes()), (out, done)
+
+
+def test_extra_supervision_moves_loss_where_it_was_put(smoke):
+    results, _ = smoke
+    loss = {run.arm: run.measures for run in results.runs}
+    tail, short = "loss 512-1023", "loss 0-7"
+    assert loss["exact@1"][tail] < loss["uniform"][tail] < loss["mirror@1"][tail]
+    assert loss["exact@1"][short] > loss["uniform"][short] > loss["mirror@1"][short]
+
+
+def test_an_experiment_leaves_results_plots_and_a_plain_verdict(smoke):
+    _, (out, done) = smoke
+    assert json.loads((out / "results.json").read_text())["arms"] == ["uniform", "exact@1", "mirror@1"]
+    assert (out / "differences.png").stat().st_size > 10_000
+    assert (out / "differences.svg").read_text().lstrip().startswith("<?xml")
+    assert "not shown to help" in done.stdout
+    assert "a reading needs the arm lr" in done.stdout
+    again = subprocess.run(done.args, capture_output=True, text=True, timeout=100, check=True)
+    assert "3 of 3 runs were done already" in again.stderr
+    assert again.stdout == done.stdout
+    other = [*done.args, "--device", "cpu", "--model", "/nowhere"]
+    refused = subprocess.run(other, capture_output=True, text=True, timeout=100, check=False)
+    assert refused.returncode == 2
+    assert "another experiment" in refused.stderr
+
+
+def test_a_dataset_that_exact_prep_packed_trains_through_the_reader(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(120, 400), seq_len=256))
+    tier = SMOKE.__class__(
+        **{
+            **vars(SMOKE),
+            "base_len": 32,
+            "base_steps": 3,
+            "steps": 3,
+            "tokens_per_step": 512,
+            "held_out": 4,
+            "width": 24,
+        }
+    )
+    experiment = Experiment(
+        tier_name="smoke", tier=tier, arms=("uniform", "exact"), seeds=(0, 1), out=tmp_path / "out", data=data
+    )
+    results = run_experiment(experiment)
+    assert {run.arm for run in results.runs} == {"uniform", "exact"}
+    assert results.tail_from == 64
+    assert all("loss 128-255" in run.measures for run in results.runs)
+    plot(results, tmp_path / "plot.png")
+
+
+def test_a_base_sees_no_context_longer_than_its_rows(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    from exact_prep.validation.corpus import open_corpus
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(40, 300), seq_len=128))
+    corpus, _ = open_corpus(data, rows_per_step=2, held_out=2, seed=0)
+    whole, short = corpus.batch(0), Shortened(corpus, 32).batch(0)
+    assert torch.equal(whole.ids, short.ids)
+    assert int(short.edges.diff().max()) <= 32
+    assert not short.supervised[left_contexts(short.edges) == 0].any()
+    contexts = left_contexts(whole.edges)
+    assert measure(whole.edges.diff().int().numpy()).targets >= int((contexts > 0).sum())
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Llama"])
+def test_a_hugging_face_model_trains_with_its_documents_apart(family, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the extra `frameworks` is not installed")
+    from exact_prep.validation.huggingface import load_model
+
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    source = stream(3)
+    before = state(model)
+    losses = train(model, source, make_arm("exact", source.exposure, 128, 32), Schedule(steps=3, lr=1e-3))
+    assert len(losses) == 3
+    assert any(not torch.equal(a, b) for a, b in zip(before, state(model), strict=True))
+    with pytest.raises(UsageError, match="no causal language model"):
+        load_model(tmp_path)
