@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exact_prep.errors import DatasetError
-from exact_prep.manifest import Manifest, WeightsFile, canonical_json, sealed
+from exact_prep.manifest import Manifest, WeightsFile, canonical_json, encode, parse, sealed
 from exact_prep.shards import features
-from exact_prep.storage import digest, load, write_atomically
+from exact_prep.storage import digest, explained, read_bytes, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +22,8 @@ INFO = "dataset_info.json"
 STATE = "state.json"
 WORK = ".work"
 PLAN = "plan.json"
+CLEARING = "clearing"
+"""Marker in WORK: what the directory held is being removed, and counts for nothing."""
 SPOOL = ".stdin"
 
 
@@ -31,17 +33,31 @@ def shard_name(index: int, count: int) -> str:
 
 
 def datasets_in(directory: Path) -> list[Path]:
-    """The packed datasets of a directory: itself, or its children named by row length; raises DatasetError."""
-    if (directory / MANIFEST).is_file():
-        return [directory]
-    children = [path.parent for path in directory.glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
-    if children and not (directory / WORK).exists():
-        return sorted(children, key=lambda path: int(path.name))
-    if (directory / WORK / PLAN).is_file():
-        raise DatasetError(f"{directory} is not finished; start the same `exact-prep pack` again, it continues")
-    if not directory.exists():
-        raise DatasetError(f"{directory} does not exist; make a dataset with `exact-prep pack`")
+    """The packed datasets of a directory: itself, or its children named by row length.
+
+    Raises DatasetError if there is none, or none that is finished; StorageError.
+    """
+    with explained("read", directory):
+        if (directory / MANIFEST).is_file():
+            return [directory]
+        if not directory.exists():
+            raise DatasetError(f"{directory} does not exist; make a dataset with `exact-prep pack`")
+        if any((directory / WORK / name).is_file() for name in (PLAN, CLEARING)):
+            raise DatasetError(f"{directory} is not finished; start the same `exact-prep pack` again, it continues")
+        if children := [path for path in children_of(directory) if (path / MANIFEST).is_file()]:
+            return children
+        if (directory / WEIGHTS).is_file():
+            raise DatasetError(
+                f"{directory} is the unfinished copy of a dataset; start the same `exact-prep weigh --out` again, "
+                "it finishes it"
+            )
     raise DatasetError(f"{directory} is not a packed dataset (it has no {MANIFEST}); make one with `exact-prep pack`")
+
+
+def children_of(directory: Path) -> list[Path]:
+    """Directories named by a row length, in its order."""
+    numbers = [path for path in directory.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir()]
+    return sorted(numbers, key=lambda path: (int(path.name), path.name))
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -49,16 +65,31 @@ def load_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
         datasets_in(directory)
-    manifest = load(Manifest, path)
-    if sealed(manifest).checksum != manifest.checksum:
+    data = read_bytes(path)
+    manifest = parse(Manifest, data, path)
+    if not is_untouched(manifest, data):
         raise DatasetError(f"{path} was changed after it was written (checksum); pack again, or restore the file")
     return manifest
 
 
 def load_weights_file(directory: Path) -> WeightsFile | None:
-    """weights.json of a dataset; None before `weigh`."""
+    """weights.json of a dataset, checked against its own checksum; None before `weigh`.
+
+    Raises DatasetError, StorageError.
+    """
     path = directory / WEIGHTS
-    return load(WeightsFile, path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    data = read_bytes(path)
+    weights = parse(WeightsFile, data, path)
+    if not is_untouched(weights, data):
+        raise DatasetError(f"{path} was changed after it was written (checksum); run `exact-prep weigh` again")
+    return weights
+
+
+def is_untouched(record: Manifest | WeightsFile, data: bytes) -> bool:
+    """Whether `data` is, byte for byte, what this version wrote for the record."""
+    return sealed(record).checksum == record.checksum and encode(record) == data
 
 
 def tree_hash(shards: Iterable[ShardRecord]) -> str:
@@ -68,13 +99,22 @@ def tree_hash(shards: Iterable[ShardRecord]) -> str:
 
 def write_info(directory: Path, seq_len: int) -> None:
     """dataset_info.json: what the columns are, for `datasets.load_from_disk`."""
-    info = {"citation": "", "description": "", "features": features(seq_len), "homepage": "", "license": ""}
-    write_atomically(directory / INFO, canonical_json(info))
+    write_atomically(directory / INFO, canonical_json(info_of(seq_len)))
+
+
+def info_of(seq_len: int) -> dict[str, Any]:
+    """dataset_info.json."""
+    return {"citation": "", "description": "", "features": features(seq_len), "homepage": "", "license": ""}
 
 
 def write_state(directory: Path, shards: Iterable[ShardRecord], *identity: str) -> None:
+    """Publish state.json; see `state_of`."""
+    write_atomically(directory / STATE, canonical_json(state_of(shards, *identity)))
+
+
+def state_of(shards: Iterable[ShardRecord], *identity: str) -> dict[str, Any]:
     """state.json: which files, and a fingerprint that follows the content: Hugging Face caches results by it."""
-    state = {
+    return {
         "_data_files": [{"filename": shard.file} for shard in shards],
         "_fingerprint": digest(word.encode() for word in identity)[:16],
         "_format_columns": None,
@@ -83,4 +123,3 @@ def write_state(directory: Path, shards: Iterable[ShardRecord], *identity: str) 
         "_output_all_columns": False,
         "_split": None,
     }
-    write_atomically(directory / STATE, canonical_json(state))

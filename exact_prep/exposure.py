@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from exact_prep.errors import LedgerError
 from exact_prep.kernels.contexts import count_left_contexts
+
+MOST_TARGETS = 2**63 - 1
+"""What the counters, int64, hold together."""
 
 FIRST_EDGE = 8
 """Upper edge of bucket 0, [0, 7]; every later bucket is twice as wide as all before it."""
@@ -45,6 +49,11 @@ class Exposure:
     """Segments, that is targets with left context 0; supervised only under `supervise_first`."""
 
     def __add__(self, other: Exposure) -> Exposure:
+        """Merge two exposures; raises LedgerError if int64 does not hold the sum."""
+        if self.targets + other.targets > MOST_TARGETS:
+            raise LedgerError(
+                f"{self.targets + other.targets:,} targets are more than can be counted ({MOST_TARGETS:,})"
+            )
         short, long = sorted((self.counts, other.counts), key=len)
         counts = long.copy()
         counts[: short.size] += short

@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from exact_prep.choices import Normalize, Packing, SpecialTokens
 from exact_prep.config import PackOptions, Record
@@ -24,7 +24,11 @@ FORMAT_VERSION = 1
 ALIGNMENT = "target"
 """`loss_weights[t]` belongs to the target `input_ids[t]`, as Hugging Face labels do."""
 
-Count = Annotated[int, Field(ge=0)]
+LARGEST_COUNT = 2**63 - 1
+"""Counters are int64 wherever they are added up."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+RowLength = Annotated[int, Field(ge=2, le=2**27)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """A name inside the dataset directory: no separator, nothing hidden, so it cannot lead elsewhere."""
@@ -133,10 +137,17 @@ class ShardRecord(Record):
 class ExposureRecord(Record):
     """Supervised targets per bucket of effective left context: [0, 7], [8, 15], [16, 31], ..."""
 
-    counts: tuple[Count, ...]
+    counts: Annotated[tuple[Count, ...], Field(max_length=60)]
     """Targets with left context >= 1."""
     segments: Count
     """Segments, that is targets with left context 0."""
+
+    @model_validator(mode="after")
+    def fits(self) -> ExposureRecord:
+        """Refuse counts whose sum an int64 does not hold: they would wrap around."""
+        if sum(self.counts) + self.segments > LARGEST_COUNT:
+            raise ValueError("more targets than 2**63 - 1")
+        return self
 
 
 class PackedCounts(Record):
@@ -190,7 +201,7 @@ class Manifest(Record):
 
     format_version: Literal[1] = FORMAT_VERSION
     tool_version: str
-    seq_len: Annotated[int, Field(ge=2)]
+    seq_len: RowLength
     packing: Packing
     alignment: Literal["target"] = ALIGNMENT
     options: PackOptions
@@ -207,6 +218,8 @@ class Manifest(Record):
     exposure: ExposureRecord
     rows: Count
     shards: tuple[ShardRecord, ...]
+    rejected_xxh3: Digest | None = None
+    """xxh3-128 of rejected.jsonl; None if nothing was rejected."""
     tree_hash: Digest
     """xxh3-128 over the shards' checksums in order: equal for equal data, however it was made."""
     checksum: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
@@ -239,7 +252,7 @@ class WeightsFile(Record):
     """`under way`: some shards hold these weights, others what they held before; run `weigh` again."""
     dataset_tree_hash: Digest
     """The manifest's tree hash: weights belong to one dataset."""
-    seq_len: Annotated[int, Field(ge=2)]
+    seq_len: RowLength
     alignment: Literal["target"] = ALIGNMENT
     alpha: float
     gamma: float
@@ -270,6 +283,8 @@ class WeightsFile(Record):
     rounding: RoundingRecord
     shards: tuple[ShardWeights, ...] = ()
     """Checksums of the weights, shard by shard; empty while under way."""
+    checksum: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    """sha256 of this record with an empty checksum: an edit by hand is found."""
 
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -301,7 +316,10 @@ def fingerprint(record: Record) -> str:
     return hashlib.sha256(encode(record)).hexdigest()
 
 
-def sealed(manifest: Manifest) -> Manifest:
-    """The manifest with its checksum."""
-    unsealed = manifest.model_copy(update={"checksum": ""})
+SealedT = TypeVar("SealedT", bound=Manifest | WeightsFile)
+
+
+def sealed(record: SealedT) -> SealedT:
+    """The record with its checksum."""
+    unsealed = record.model_copy(update={"checksum": ""})
     return unsealed.model_copy(update={"checksum": fingerprint(unsealed)})

@@ -288,15 +288,20 @@ def _batches(path: Path, buffer: pa.Buffer) -> tuple[int, tuple[ShardBatch, ...]
         batches = []
         for batch in stream:
             batch.validate(full=True)
-            if not _is_plain(batch):
+            if not _is_plain(batch, seq_len):
                 raise DatasetError(f"{path} is not a whole exact-prep shard: nulls, or lists of unequal length")
-            weights = batch.column(4).values
-            batches.append(ShardBatch(batch, weights.buffers()[1].address - buffer.address, seq_len))
+            start = batch.column(4).values.buffers()[1].address - buffer.address
+            # Elsewhere if the batch is compressed; `weigh` writes to this place.
+            if not 0 <= start <= buffer.size - 2 * batch.num_rows * seq_len:
+                raise DatasetError(
+                    f"{path} is not a whole exact-prep shard: its weights are not in the file as they are"
+                )
+            batches.append(ShardBatch(batch, start, seq_len))
     return seq_len, tuple(batches)
 
 
-def _is_plain(batch: pa.RecordBatch) -> bool:
-    """Whether columns have no nulls and the three lists are as long as each other in every row.
+def _is_plain(batch: pa.RecordBatch, seq_len: int) -> bool:
+    """Whether columns have no nulls, rows are full, and the three lists are as long as each other in every row.
 
     Kernels rely on it: they do not check bounds.
     """
@@ -304,6 +309,7 @@ def _is_plain(batch: pa.RecordBatch) -> bool:
     splits = columns[1].offsets
     return (
         all(column.offset == 0 and column.null_count == column.values.null_count == 0 for column in columns)
+        and all(len(columns[at].values) == batch.num_rows * seq_len for at in (0, 4))
         and all(lists.offsets.equals(splits) and len(lists.values) == splits[-1].as_py() for lists in columns[1:4])
         and splits[0].as_py() == 0
     )

@@ -10,7 +10,7 @@ import mmap
 import os
 import shutil
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -156,7 +156,10 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            who = holder.read_text() if holder.exists() else "another process"
+            who = ""
+            with suppress(OSError):
+                who = holder.read_text()
+            who = who or "another process"
             raise StorageError(
                 f"{directory} is in use by {who}; wait for it, stop it, or choose another directory"
             ) from None
@@ -165,6 +168,8 @@ def locked(directory: Path) -> Iterator[None]:
             holder.write_text(f"pid {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        for name in (holder, path):
-            name.unlink(missing_ok=True)
+        # Where nothing can be removed any more (a device that went read-only) the files stay: they lock nothing.
+        with suppress(OSError):
+            for name in (holder, path):
+                name.unlink(missing_ok=True)
         lock.release()

@@ -54,6 +54,11 @@ def weights_file(table: WeightTable, manifest: Manifest) -> WeightsFile:
     )
 
 
+def begun(weights: WeightsFile) -> WeightsFile:
+    """weights.json as it was while `weigh` was under way: its fingerprint is the table's."""
+    return weights.model_copy(update={"state": "under way", "shards": (), "checksum": ""})
+
+
 def table_of(file: WeightsFile) -> WeightTable:
     """The table that weights.json stands for, computed anew from its exposure and parameters; raises WeightsError."""
     options = WeightOptions(

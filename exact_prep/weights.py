@@ -48,8 +48,8 @@ class WeightOptions:
                 raise WeightsError(f"{name} must be a finite number >= 0, not {value!r}")
         if self.eps == 0:
             raise WeightsError("eps must be > 0: it keeps the inverse of a bucket's share finite")
-        if self.tail_from < 0:
-            raise WeightsError(f"tail_from must be >= 0 tokens, not {self.tail_from!r}")
+        if not 0 <= self.tail_from < 2**31:
+            raise WeightsError(f"tail_from must lie in [0, 2**31) tokens, not {self.tail_from!r}")
         if self.max_weight is not None and not 1 <= self.max_weight <= FLOAT16_MAX:
             raise WeightsError(f"max_weight must lie in [1, {FLOAT16_MAX:.0f}] (float16), not {self.max_weight!r}")
 
@@ -112,7 +112,7 @@ def weight_table(exposure: Exposure, options: WeightOptions) -> WeightTable:
     """The EXACT weight of every bucket of `exposure`.
 
     q_b = c_b / sum_T c;  r_b = (q_b + eps)^-gamma;  w_b = 1 + alpha * r_b / sum_T(q r) in the tail, 1 elsewhere
-    (arXiv 2605.10544). An empty tail leaves every weight 1. Weights above `max_weight` are clipped, then all are
+    (arXiv 2605.10544). Raises WeightsError if they are not finite. An empty tail leaves every weight 1. Weights above `max_weight` are clipped, then all are
     divided by their corpus mean if `normalize="mean"`.
     """
     counts = exposure.supervised(supervise_first=options.supervise_first)
@@ -122,8 +122,14 @@ def weight_table(exposure: Exposure, options: WeightOptions) -> WeightTable:
     extra = 0.0
     if in_tail.any():
         q = counts[in_tail] / counts[in_tail].sum()
-        r = (q + options.eps) ** -options.gamma
-        weights[in_tail] += options.alpha * r / (q @ r)
+        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+            r = (q + options.eps) ** -options.gamma
+            weights[in_tail] += options.alpha * r / (q @ r)
+        if not np.isfinite(weights).all():
+            raise WeightsError(
+                f"with alpha {options.alpha:g}, gamma {options.gamma:g} and eps {options.eps:g} the weights are beyond "
+                "floating point; lower gamma or alpha"
+            )
         weights = weights.clip(max=options.max_weight or FLOAT16_MAX)
         extra = float(q @ (weights[in_tail] - 1))
     scale = 1.0

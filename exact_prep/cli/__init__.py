@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -23,6 +24,11 @@ from exact_prep.errors import ExactPrepError, Interrupted, UsageError, WeightsEr
 MISUSE = 2
 FAILURE = 1
 STOPPED = 128 + signal.SIGINT
+
+IMPATIENCE_S = 2.0
+"""A second signal within this time of the first is not heeded: ending takes less."""
+
+_stopped_at = -IMPATIENCE_S
 
 app = typer.Typer(
     name="exact-prep",
@@ -58,6 +64,8 @@ def root(
 def main() -> NoReturn:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 misused, 130 stopped and ready to continue."""
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, or in the background
+        signal.signal(signal.SIGINT, stop)
     # Accepted anywhere: who needs it has just seen a command fail, and appends it.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
@@ -84,6 +92,13 @@ def exit_code(error: ExactPrepError) -> int:
     return MISUSE if isinstance(error, (UsageError, WeightsError)) else FAILURE
 
 
-def stop(number: int, frame: Any) -> NoReturn:
-    """SIGTERM, as schedulers send it, ends a run as Ctrl-C does."""
-    raise Interrupted("stopped; start the same command again to continue")
+def stop(number: int, frame: Any) -> None:
+    """SIGTERM, as schedulers send it, and Ctrl-C end a run alike.
+
+    Both often come several times (`timeout` signals a process and then its group): what follows within
+    IMPATIENCE_S does not disturb the ending.
+    """
+    global _stopped_at
+    before, _stopped_at = _stopped_at, time.monotonic()
+    if _stopped_at - before > IMPATIENCE_S:
+        raise Interrupted("stopped; start the same command again to continue")

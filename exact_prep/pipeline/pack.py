@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exact_prep import __version__
-from exact_prep.dataset import MANIFEST, REJECTED, SPOOL, WORK, shard_name, tree_hash, write_info, write_state
+from exact_prep.dataset import MANIFEST, PLAN, REJECTED, SPOOL, WORK, shard_name, tree_hash, write_info, write_state
 from exact_prep.engines import run
-from exact_prep.errors import Interrupted, UsageError
+from exact_prep.errors import DatasetError, Interrupted, UsageError
 from exact_prep.exposure import Exposure
 from exact_prep.manifest import (
     DocumentCounts,
@@ -32,6 +32,7 @@ from exact_prep.manifest import (
     TaskRecord,
     TaskSummary,
     TokenLedger,
+    encode,
     sealed,
 )
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
@@ -46,7 +47,11 @@ from exact_prep.storage import (
     locked,
     make_directory,
     publish,
+<<<<<<< HEAD
     read_blocks,
+=======
+    read_bytes,
+>>>>>>> robustness
     remove,
     save,
     sync_file,
@@ -109,8 +114,10 @@ def pack(
             emit(Note(text=f"continuing the unfinished run in {out}"))
         records = run_tasks(planned, finished_tasks(planned), workers)
         manifests = [publish_dataset(planned, seq_len, records) for seq_len in options.packing.seq_lens]
-        remove(planned.work)
         remove(out / SPOOL)
+        # The plan goes first: what is left of WORK without it is rubbish, no run to be continued.
+        remove(planned.work / PLAN)
+        remove(planned.work)
         emit(Finished())
     return manifests
 
@@ -138,7 +145,7 @@ def spool(stdin: BinaryIO, path: Path) -> Path:
 
 def prepare(inputs: Sequence[str], options: PackOptions, out: Path, stdin: Path | None, emit: Emit) -> Run:
     """Find the inputs and plan the run; writes nothing."""
-    found = find_inputs(inputs, options.source)
+    found = find_inputs(inputs, options.source, apart_from=out)
     if found.left_out:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.items())
         emit(Note(text=f"files in the inputs that are not read: {kinds}"))
@@ -168,9 +175,8 @@ def finished_tasks(planned: Run) -> dict[int, TaskRecord]:
     """Records on disk whose shards are there too, as parts or published already."""
     records = {}
     for task in range(len(planned.plan.tasks)):
-        path = record_path(planned.work, task)
-        if path.exists():
-            records[task] = load(TaskRecord, path)
+        if record := finished_task(planned, task):
+            records[task] = record
     published: dict[tuple[int, str], Path] = {}
     for seq_len in planned.plan.options.packing.seq_lens:
         shards = shards_of(records.values(), seq_len)
@@ -183,6 +189,20 @@ def finished_tasks(planned: Run) -> dict[int, TaskRecord]:
                 if not any(place.is_file() and place.stat().st_size == shard.bytes for place in places):
                     records.pop(task, None)
     return records
+
+
+def finished_task(planned: Run, task: int) -> TaskRecord | None:
+    """The record of a task; None if it is not there, or not (or no longer) what this version writes."""
+    path = record_path(planned.work, task)
+    if not path.exists():
+        return None
+    try:
+        record = load(TaskRecord, path)
+    except DatasetError:
+        return None
+    whole = record.task == task and set(record.packed) == set(planned.plan.options.packing.seq_lens)
+    listed = not record.documents.rejected or rejected_path(planned.work, task).exists()
+    return record if whole and listed else None
 
 
 def run_tasks(planned: Run, done: dict[int, TaskRecord], workers: int) -> list[TaskRecord]:
@@ -281,16 +301,20 @@ def publish_dataset(planned: Run, seq_len: int, records: list[TaskRecord]) -> Ma
         if waiting.exists():
             publish(waiting, home / shard.file)
         shards.append(shard)
-    manifest = manifest_of(planned, seq_len, records, tuple(shards))
-    publish_rejected(planned, home, records)
+    rejected = publish_rejected(planned, home, records)
+    manifest = manifest_of(planned, seq_len, records, tuple(shards), rejected)
+    if (home / MANIFEST).exists() and read_bytes(home / MANIFEST) == encode(manifest):
+        return manifest
     write_info(home, seq_len)
     write_state(home, shards, manifest.tree_hash)
     save(manifest, home / MANIFEST)
     return manifest
 
 
-def manifest_of(planned: Run, seq_len: int, records: list[TaskRecord], shards: tuple[ShardRecord, ...]) -> Manifest:
-    """The sum of the tasks' records."""
+def manifest_of(
+    planned: Run, seq_len: int, records: list[TaskRecord], shards: tuple[ShardRecord, ...], rejected: str | None
+) -> Manifest:
+    """The sum of the tasks' records; `rejected` is the checksum of rejected.jsonl."""
     plan, packed = planned.plan, [record.packed[seq_len] for record in records]
     first_records = [0]
     for record in records:
@@ -322,6 +346,7 @@ def manifest_of(planned: Run, seq_len: int, records: list[TaskRecord], shards: t
             exposure=record_of(exposure),
             rows=sum(shard.rows for shard in shards),
             shards=shards,
+            rejected_xxh3=rejected,
             tree_hash=tree_hash(shards),
         )
     )
@@ -344,11 +369,11 @@ def ledger_of(packed: Iterable[PackedCounts]) -> TokenLedger:
     return TokenLedger.model_validate({**sums, "dropped": dict(dropped)})
 
 
-def publish_rejected(planned: Run, home: Path, records: list[TaskRecord]) -> None:
-    """rejected.jsonl: what the tasks set aside, in order; absent if nothing was."""
+def publish_rejected(planned: Run, home: Path, records: list[TaskRecord]) -> str | None:
+    """rejected.jsonl: what the tasks set aside, in order; absent if nothing was. Returns its checksum."""
     lists = [rejected_path(planned.work, record.task) for record in records if record.documents.rejected]
     if not lists:
-        return
+        return None
     temporary = home / (REJECTED + TEMPORARY)
     with explained("write", temporary), temporary.open("wb") as file:
         for path in lists:
@@ -356,3 +381,4 @@ def publish_rejected(planned: Run, home: Path, records: list[TaskRecord]) -> Non
                 shutil.copyfileobj(part, file)
     sync_file(temporary)
     publish(temporary, home / REJECTED)
+    return digest([mapped(home / REJECTED)])

@@ -8,6 +8,7 @@ Killed anywhere, the dataset still loads, `verify` calls it half-weighed, and th
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,18 @@ from exact_prep.dataset import (
     WORK,
     datasets_in,
     load_manifest,
+    load_weights_file,
     write_state,
 )
 from exact_prep.engines import run
 from exact_prep.errors import DatasetError, Interrupted, UsageError
 from exact_prep.exposure import Exposure
-from exact_prep.manifest import Manifest, ShardWeights, WeightsFile, fingerprint
+from exact_prep.manifest import Manifest, ShardWeights, WeightsFile, fingerprint, sealed
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
+from exact_prep.pipeline.work import claim_copy
 from exact_prep.stages.weigh import WeighedShard, WeighTask, recount_shard, weigh_shard
 from exact_prep.storage import explained, load, locked, make_directory, read_bytes, remove, save, write_atomically
-from exact_prep.tables import exposure_of, record_of, weights_file
+from exact_prep.tables import begun, exposure_of, record_of, weights_file
 from exact_prep.weights import WeightOptions, WeightTable, default_tail_from, float16_runs, weight_table
 
 if TYPE_CHECKING:
@@ -74,49 +77,88 @@ def weigh(
     Raises WeightsError, DatasetError, StorageError, UsageError, WorkerError; Interrupted, after which the same call
     continues.
     """
-    written = []
     homes = datasets_in(directory)
     if out is not None and out.resolve() in {directory.resolve(), *(home.resolve() for home in homes)}:
         raise UsageError(f"--out {out} is the dataset itself; leave --out away to weigh in place")
-    for home in homes:
-        manifest = load_manifest(home)
-        target = home if out is None else out if home == directory else out / home.name
-        with locked(target):
-            if target != home:
-                begin_copy(home, target, manifest, overwrite=overwrite)
+    targets = [home if out is None else out if home == directory else out / home.name for home in homes]
+    written = []
+    with ExitStack() as held:
+        for place in dict.fromkeys([out or directory, *targets]):
+            held.enter_context(locked(place))
+        if out is not None and out not in targets and (out / MANIFEST).exists():
+            raise UsageError(f"{out} holds a dataset, {directory} holds several; choose another --out")
+        jobs = [job_of(home, target, options) for home, target in zip(homes, targets, strict=True)]
+        copied = {job.target: file for job in jobs if job.is_copy and (file := finished_copy(job))}
+        if len(copied) == len(jobs):
+            # Nothing is left to be continued: this is another call, which may replace them only if it says so.
+            copied = {}
+        for job in jobs:
+            if job.target in copied:
+                written.append(copied[job.target])
+                continue
+            if job.is_copy:
+                claim_copy(job.target, job.manifest.tree_hash, overwrite=overwrite)
+                check_room(job)
             try:
-                written.append(weigh_dataset(home, target, manifest, options, workers, emit))
+                if options.recount:
+                    recount(job.home, job.manifest, workers, emit)
+                written.append(weigh_dataset(job, workers, emit))
             except (KeyboardInterrupt, Interrupted):
-                raise Interrupted(
-                    f"stopped; {target} is half-weighed until the same command, started again, finishes it"
-                ) from None
+                begun = (job.target / WORK).exists()
+                state = f"{job.target} is half-weighed until" if begun else f"nothing was written to {job.target};"
+                raise Interrupted(f"stopped; {state} the same command, started again, finishes it") from None
     emit(Finished())
     return written
 
 
-def weigh_dataset(
-    home: Path, target: Path, manifest: Manifest, options: WeighOptions, workers: int, emit: Emit
-) -> WeightsFile:
-    """Weigh one dataset."""
-    if options.recount:
-        recount(home, manifest, workers, emit)
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One dataset, the table it is to hold, and where."""
+
+    home: Path
+    target: Path
+    """The same as `home`, or where its weighed copy goes."""
+    manifest: Manifest
+    table: WeightTable
+    file: WeightsFile
+    """weights.json while the job is under way."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the weights go into a copy."""
+        return self.home != self.target
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the table."""
+        return fingerprint(self.file)
+
+
+def job_of(home: Path, target: Path, options: WeighOptions) -> Job:
+    """What is to be done for one dataset; raises WeightsError, DatasetError, StorageError."""
+    manifest = load_manifest(home)
     table = weight_table(exposure_of(manifest.exposure), options.at(manifest.seq_len))
-    for note in remarks(table, manifest):
+    return Job(home=home, target=target, manifest=manifest, table=table, file=weights_file(table, manifest))
+
+
+def weigh_dataset(job: Job, workers: int, emit: Emit) -> WeightsFile:
+    """Weigh one dataset."""
+    manifest, target = job.manifest, job.target
+    for note in remarks(job.table, manifest):
         emit(Note(text=note))
-    edges, values = float16_runs(table, manifest.seq_len)
-    file = weights_file(table, manifest)
-    identity = fingerprint(file)
-    done = weighed_shards(target, identity)
+    edges, values = float16_runs(job.table, manifest.seq_len)
+    done = weighed_shards(target, job.identity)
     make_directory(target / WORK)
-    write_state(target, manifest.shards, manifest.tree_hash, identity, "under way")
-    save(file, target / WEIGHTS)
+    save(sealed(job.file), target / WEIGHTS)
+    if not job.is_copy:
+        write_state(target, manifest.shards, manifest.tree_hash, job.identity, "under way")
     tasks = [
         WeighTask(
-            source=home / shard.file,
+            source=job.home / shard.file,
             target=target / shard.file,
             edges=edges,
             values=values,
-            table=identity,
+            table=job.identity,
             record=target / WORK / f"{shard.file}.json",
         )
         for shard in manifest.shards
@@ -135,47 +177,56 @@ def weigh_dataset(
     for index, weights in run(weigh_shard, tasks, workers=workers, name=lambda t: t.name, observer=Watcher(emit)):
         done[tasks[index].target.name] = weights
         emit(TaskDone(done=len(done), tasks=len(manifest.shards)))
-    if target != home:
-        write_state(target, manifest.shards, manifest.tree_hash, identity, "under way")
-    complete = file.model_copy(
-        update={"state": "complete", "shards": tuple(done[shard.file] for shard in manifest.shards)}
-    )
-    write_state(target, manifest.shards, manifest.tree_hash, identity)
+    return finish(job, tuple(done[shard.file] for shard in manifest.shards))
+
+
+def finish(job: Job, shards: tuple[ShardWeights, ...]) -> WeightsFile:
+    """Say that all shards are weighed; a copy gets the rest of its files, its manifest last."""
+    target = job.target
+    complete = sealed(job.file.model_copy(update={"state": "complete", "shards": shards}))
+    write_state(target, job.manifest.shards, job.manifest.tree_hash, job.identity)
+    if job.is_copy:
+        for name in (INFO, REJECTED):
+            if (job.home / name).exists():
+                write_atomically(target / name, read_bytes(job.home / name))
     save(complete, target / WEIGHTS)
-    if target != home:
-        save(manifest, target / MANIFEST)
+    if job.is_copy:
+        save(job.manifest, target / MANIFEST)
     remove(target / WORK)
     return complete
+
+
+def finished_copy(job: Job) -> WeightsFile | None:
+    """weights.json of the copy that this job would make, if an earlier call has made it."""
+    if not (job.target / MANIFEST).exists() or load_manifest(job.target) != job.manifest:
+        return None
+    weights = load_weights_file(job.target)
+    if weights is None or weights.state != "complete":
+        return None
+    return weights if begun(weights) == job.file else None
 
 
 def weighed_shards(target: Path, identity: str) -> dict[str, ShardWeights]:
     """Shards that hold this table already, by their records; records of other tables are removed."""
     done = {}
     for path in sorted((target / WORK).glob("*.arrow.json")):
-        record = load(WeighedShard, path)
-        if record.table == identity and (target / record.weights.file).is_file():
+        try:
+            record = load(WeighedShard, path)
+        except DatasetError:
+            record = None
+        if record and record.table == identity and (target / record.weights.file).is_file():
             done[record.weights.file] = record.weights
         else:
             remove(path)
     return done
 
 
-def begin_copy(home: Path, target: Path, manifest: Manifest, *, overwrite: bool) -> None:
-    """Make `target` ready to receive a copy of `home`: all but shards, weights and manifest. Raises UsageError."""
-    if (target / MANIFEST).exists():
-        if not overwrite:
-            raise UsageError(f"{target} holds a dataset already; choose another --out, or replace it with --overwrite")
-        remove(target / MANIFEST)
-        remove(target / WORK)
-    elif not (target / WORK).exists() and any(not path.name.startswith(".lock") for path in target.iterdir()):
-        raise UsageError(f"{target} is not empty; choose another --out")
-    for name in (INFO, REJECTED):
-        if (home / name).exists():
-            write_atomically(target / name, read_bytes(home / name))
-    free = shutil.disk_usage(target).free
-    need = sum(shard.bytes for shard in manifest.shards if not (target / shard.file).exists())
-    if need > free:
-        with explained("copy to", target):
+def check_room(job: Job) -> None:
+    """Raise StorageError if the shards that are missing in a copy do not fit on its device."""
+    with explained("copy to", job.target):
+        free = shutil.disk_usage(job.target).free
+        need = sum(shard.bytes for shard in job.manifest.shards if not (job.target / shard.file).exists())
+        if need > free:
             raise OSError(28, f"{need:,} bytes are needed, {free:,} are free; make room, or weigh in place")
 
 

@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from exact_prep.dataset import INFO, MANIFEST, PLAN, REJECTED, SPOOL, STATE, WEIGHTS, WORK
+from exact_prep.dataset import (
+    CLEARING,
+    INFO,
+    MANIFEST,
+    PLAN,
+    REJECTED,
+    SPOOL,
+    STATE,
+    WEIGHTS,
+    WORK,
+    children_of,
+    load_weights_file,
+)
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.manifest import Plan
-from exact_prep.storage import LOCK_FILES, load, make_directory, remove, save
+from exact_prep.storage import (
+    LOCK_FILES,
+    explained,
+    load,
+    locked,
+    make_directory,
+    read_bytes,
+    remove,
+    save,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+OURS = {*LOCK_FILES, WORK, SPOOL}
+"""What a directory may hold that holds nothing."""
+
 
 def refuse_finished(out: Path, *, overwrite: bool) -> None:
     """Raise UsageError if `out` holds a finished dataset that may not be replaced, or somebody else's files."""
-    if (out / WORK / PLAN).exists():
+    if (out / WORK / PLAN).exists() or (out / WORK / CLEARING).exists():
         return
     if holds_dataset(out):
         if not overwrite:
             raise UsageError(f"{out} holds a dataset already; choose another --out, or replace it with --overwrite")
-    elif foreign := sorted(path.name for path in out.iterdir() if path.name not in {*LOCK_FILES, WORK, SPOOL}):
+    elif is_unfinished_copy(out):
+        if not overwrite:
+            raise UsageError(
+                f"{out} holds the unfinished copy of a dataset; choose another --out, or replace it with --overwrite"
+            )
+    else:
+        refuse_foreign(out)
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise UsageError if `out` holds anything; StorageError if that cannot be told."""
+    with explained("list", out):
+        foreign = sorted(path.name for path in out.iterdir() if path.name not in OURS)
+    if foreign:
         raise UsageError(f"{out} holds files that are no dataset's ({foreign[0]}, ...); choose an empty --out")
 
 
@@ -30,7 +69,7 @@ def claim(out: Path, plan: Plan, *, overwrite: bool) -> bool:
     Raises UsageError if `out` holds an unfinished run of another plan.
     """
     work = out / WORK
-    if (work / PLAN).exists():
+    if (work / PLAN).exists() and not (work / CLEARING).exists():
         differences = differences_from(work / PLAN, plan)
         if not differences:
             return True
@@ -40,30 +79,78 @@ def claim(out: Path, plan: Plan, *, overwrite: bool) -> bool:
                 "Repeat that command to continue it, or start anew with --overwrite"
             )
     clear(out)
-    make_directory(work)
     save(plan, work / PLAN)
+    remove(work / CLEARING)
     return False
+
+
+def claim_copy(target: Path, tree_hash: str, *, overwrite: bool) -> None:
+    """Make `target` ready to receive, or go on receiving, a copy of the dataset with this tree hash.
+
+    Raises UsageError if it holds a dataset, an unfinished run, or anything else.
+    """
+    work = target / WORK
+    if not (work / CLEARING).exists():
+        weights = load_weights_file(target) if is_unfinished_copy(target) else None
+        if weights and weights.dataset_tree_hash == tree_hash:
+            return
+        what = "a dataset already" if holds_dataset(target) else "an unfinished run" if work.exists() else ""
+        if what and not overwrite:
+            raise UsageError(f"{target} holds {what}; choose another --out, or replace it with --overwrite")
+        if not what:
+            refuse_foreign(target)
+    clear(target)
+    remove(work / CLEARING)
 
 
 def holds_dataset(directory: Path) -> bool:
     """Whether `directory`, or a child named by a row length, has a manifest."""
-    return (directory / MANIFEST).exists() or any(
-        path.parent.name.isdigit() for path in directory.glob(f"*/{MANIFEST}")
-    )
+    with explained("read", directory):
+        return any((home / MANIFEST).exists() for home in (directory, *children_of(directory)))
+
+
+def is_unfinished_copy(directory: Path) -> bool:
+    """Whether `weigh --out` was stopped while it copied a dataset into `directory`."""
+    return (directory / WEIGHTS).exists() and (directory / WORK).exists() and not (directory / MANIFEST).exists()
 
 
 def clear(out: Path) -> None:
-    """Remove datasets and unfinished runs from `out`, manifests first: a dataset half-removed is no dataset."""
-    homes = [out, *(path for path in out.iterdir() if path.is_dir() and path.name.isdigit())]
-    for home in homes:
-        remove(home / MANIFEST)
-    for home in homes:
-        for name in (WEIGHTS, STATE, INFO, REJECTED, WORK):
-            remove(home / name)
-        for shard in home.glob("data-*-of-*.arrow"):
-            remove(shard)
-        if home != out and not any(home.iterdir()):
-            remove(home)
+    """Remove datasets and unfinished runs from `out`, manifests first: a dataset half-removed is no dataset.
+
+    Leaves WORK with the marker CLEARING, for the caller to remove when the directory has its new purpose: killed
+    before that, the next run begins here again. Raises StorageError, also if another run holds a dataset.
+    """
+    work = out / WORK
+    make_directory(work)
+    children = [path for path in children_of(out) if path.name in owned_children(out)]
+    write_atomically(work / CLEARING, "\n".join(path.name for path in children).encode())
+    with ExitStack() as held:
+        for child in children:
+            held.enter_context(locked(child))
+        for home in (out, *children):
+            remove(home / MANIFEST)
+        for path in work.iterdir():
+            if path.name != CLEARING:
+                remove(path)
+        for home in (out, *children):
+            for name in (WEIGHTS, STATE, INFO, REJECTED, *([WORK] if home != out else ())):
+                remove(home / name)
+            for shard in home.glob("data-*-of-*.arrow*"):
+                remove(shard)
+    for child in children:
+        if not any(child.iterdir()):
+            remove(child)
+
+
+def owned_children(out: Path) -> set[str]:
+    """Names of the directories inside `out` that hold datasets of ours, whole, unfinished or half-removed."""
+    names = {path.name for path in children_of(out) if (path / MANIFEST).exists()}
+    if (out / WORK / CLEARING).exists():
+        names |= set(read_bytes(out / WORK / CLEARING).decode(errors="replace").split())
+    if (out / WORK / PLAN).exists():
+        with suppress(DatasetError):
+            names |= {str(seq_len) for seq_len in load(Plan, out / WORK / PLAN).options.packing.seq_lens}
+    return names
 
 
 def differences_from(path: Path, plan: Plan) -> list[str]:

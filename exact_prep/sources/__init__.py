@@ -45,14 +45,15 @@ class Found:
     """Files in directories and globs that are not read, by suffix; `hidden` for names that begin with a dot."""
 
 
-def find_inputs(inputs: Sequence[str], options: SourceOptions) -> Found:
+def find_inputs(inputs: Sequence[str], options: SourceOptions, *, apart_from: Path | None = None) -> Found:
     """Files, directories, globs, `-` and `hf://` names as files in order; raises UsageError or StorageError.
 
-    The same set of files gives the same result however it is named. `-` is listed with 0 bytes.
+    The same set of files gives the same result however it is named. `-` is listed with 0 bytes. What lies below
+    `apart_from`, where the output goes, is no input: found on the way it is passed over, named it is an error.
     """
     from exact_prep.sources.discovery import find
 
-    files, left_out = find(inputs, options)
+    files, left_out = find(inputs, options, apart_from)
     return Found(files=files, left_out=left_out)
 
 

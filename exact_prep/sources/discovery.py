@@ -71,7 +71,9 @@ class Hit(NamedTuple):
         return os.path.normpath(self.named) == self.path
 
 
-def find(inputs: Sequence[str], options: SourceOptions) -> tuple[tuple[InputFile, ...], dict[str, int]]:
+def find(
+    inputs: Sequence[str], options: SourceOptions, apart_from: Path | None = None
+) -> tuple[tuple[InputFile, ...], dict[str, int]]:
     """See `exact_prep.sources.find_inputs`."""
     if options.separator == "":
         raise UsageError("the separator is empty; leave it out to have one document per file")
@@ -90,6 +92,8 @@ def find(inputs: Sequence[str], options: SourceOptions) -> tuple[tuple[InputFile
             others.append(find_dataset(named))
         else:
             hits += expand(named, options)
+    if apart_from is not None:
+        hits = outside(apart_from, hits)
     hits.sort(key=lambda hit: os.path.abspath(hit.order or hit.path))  # noqa: PTH100 - no links resolved
     files, left_out = described(hits, options)
     others.sort(key=lambda file: file.path)
@@ -101,6 +105,18 @@ def find(inputs: Sequence[str], options: SourceOptions) -> tuple[tuple[InputFile
         where = ", ".join(inputs) or "no input at all"
         raise UsageError(f"no input files in {where} (left out: {seen});\n{REMEDY}")
     return (*files, *others), dict(sorted(left_out.items()))
+
+
+def outside(directory: Path, hits: list[Hit]) -> list[Hit]:
+    """The files that do not lie below `directory`; raises UsageError for one that the user named."""
+    below = tuple(path + os.sep for path in {os.path.abspath(directory), os.path.realpath(directory)})  # noqa: PTH100
+    kept = []
+    for hit in hits:
+        if not os.path.abspath(hit.path).startswith(below):  # noqa: PTH100 - no links resolved
+            kept.append(hit)
+        elif (os.path.abspath(hit.named) + os.sep).startswith(below):  # noqa: PTH100 - no links resolved
+            raise UsageError(f"{hit.path} lies in --out {directory}, whose files are replaced;\nchoose another --out")
+    return kept
 
 
 def expand(named: str, options: SourceOptions) -> list[Hit]:

@@ -188,10 +188,14 @@ def compression(file: InputFile, path: Path) -> str | None:
 
 @contextmanager
 def opened(file: InputFile, path: Path) -> Iterator[io.FileIO]:
-    """The raw file at `path`; raises StorageError, or SourceError if it is no longer what was planned."""
+    """The raw file at `path`; raises StorageError, or SourceError if it is no longer what was planned.
+
+    That is asked before and after it is read: what changes in between may be read half old, half new.
+    """
     with explained("read", path), io.FileIO(path) as raw:
         check_unchanged(file, path)
         yield raw
+        check_unchanged(file, path)
 
 
 def check_unchanged(file: InputFile, path: Path) -> None:
