@@ -112,8 +112,8 @@ def weight_table(exposure: Exposure, options: WeightOptions) -> WeightTable:
     """The EXACT weight of every bucket of `exposure`.
 
     q_b = c_b / sum_T c;  r_b = (q_b + eps)^-gamma;  w_b = 1 + alpha * r_b / sum_T(q r) in the tail, 1 elsewhere
-    (arXiv 2605.10544). Raises WeightsError if they are not finite. An empty tail leaves every weight 1. Weights above `max_weight` are clipped, then all are
-    divided by their corpus mean if `normalize="mean"`.
+    (arXiv 2605.10544). An empty tail leaves every weight 1. Weights above `max_weight` are clipped, then all are
+    divided by their corpus mean if `normalize="mean"`. Raises WeightsError if they are not finite.
     """
     counts = exposure.supervised(supervise_first=options.supervise_first)
     edges = bucket_edges(counts.size)

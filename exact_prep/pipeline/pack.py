@@ -47,11 +47,8 @@ from exact_prep.storage import (
     locked,
     make_directory,
     publish,
-<<<<<<< HEAD
     read_blocks,
-=======
     read_bytes,
->>>>>>> robustness
     remove,
     save,
     sync_file,
@@ -381,4 +378,4 @@ def publish_rejected(planned: Run, home: Path, records: list[TaskRecord]) -> str
                 shutil.copyfileobj(part, file)
     sync_file(temporary)
     publish(temporary, home / REJECTED)
-    return digest([mapped(home / REJECTED)])
+    return digest(read_blocks(home / REJECTED, [slice(0, (home / REJECTED).stat().st_size)]))

@@ -92,6 +92,24 @@ def read_task(
     yield from joined(batches())
 
 
+def origins_of(
+    records: Sequence[int],
+    slices: Sequence[Slice],
+    files: Sequence[InputFile],
+    options: SourceOptions,
+    *,
+    stdin: Path | None = None,
+) -> list[tuple[str, str]]:
+    """(file, place) of some records of a task, by their numbers, ascending: `("a.jsonl", "line 12")`.
+
+    The task is read again for it: meant for a message, or a few documents set aside.
+    """
+    from exact_prep.sources.origins import origins
+
+    tolerant = options.model_copy(update={"on_error": "reject"})
+    return origins(records, (part(one.file, files, tolerant, stdin, one) for one in slices), read_slice)
+
+
 def sample_texts(
     files: Sequence[InputFile], options: SourceOptions, *, budget: int = 1 << 20, stdin: Path | None = None
 ) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exact_prep.errors import LedgerError
@@ -19,7 +19,7 @@ from exact_prep.exposure import Exposure, measure
 from exact_prep.manifest import DocumentCounts, ExposureRecord, PackedCounts, ShardRecord, TaskRecord, TokenLedger
 from exact_prep.packing import Packer
 from exact_prep.shards import ShardWriter
-from exact_prep.sources import read_task
+from exact_prep.sources import origins_of, read_task
 from exact_prep.stages.limits import within_limits
 from exact_prep.storage import TEMPORARY, explained, make_directory, publish, save, sync_file
 from exact_prep.tokenization import Tokenizer
@@ -55,6 +55,10 @@ class PackTask:
     directory: Path
     """Where parts and the record go."""
 
+    def origins(self, records: list[int]) -> list[tuple[str, str]]:
+        """File and place of records of this task."""
+        return origins_of(records, self.slices, self.files, self.options.source, stdin=self.stdin)
+
     @property
     def name(self) -> str:
         """The task as a person would find it."""
@@ -89,6 +93,7 @@ def pack_task(task: PackTask, meter: Meter) -> None:
         task.options.tokenizer,
         task=task.index,
         reject=source.on_error == "reject",
+        name=lambda record: " ".join(task.origins([record])[0]),
     )
     documents = Documents()
     with ExitStack() as stack:
@@ -111,7 +116,7 @@ def pack_task(task: PackTask, meter: Meter) -> None:
             packed={part.seq_len: part.finish(documents.ledger) for part in parts},
         )
     if documents.rejected:
-        save_rejected(documents.rejected, rejected_path(task.directory, task.index))
+        save_rejected(placed(documents.rejected, task), rejected_path(task.directory, task.index))
     save(record, record_path(task.directory, task.index))
 
 
@@ -244,6 +249,17 @@ def ahead(batches: Iterator[TextBatch]) -> Iterator[TextBatch]:
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
+
+
+def placed(rejected: list[Rejected], task: PackTask) -> list[Rejected]:
+    """In the order of the input, those that the tokenizer set aside with their file and place."""
+    ordered = sorted(rejected, key=lambda item: item.record)
+    nameless = [item.record for item in ordered if not item.source]
+    origins = dict(zip(nameless, task.origins(nameless), strict=True)) if nameless else {}
+    return [
+        replace(item, source=origins[item.record][0], place=origins[item.record][1]) if not item.source else item
+        for item in ordered
+    ]
 
 
 def save_rejected(rejected: Iterable[Rejected], path: Path) -> None:

@@ -23,7 +23,7 @@ from exact_prep.tokenization.given_ids import IdPasser
 from exact_prep.tokenization.texts import TextEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from exact_prep.batches import TextBatch, TokenBatch
@@ -44,8 +44,11 @@ class Tokenizer:
         *,
         task: int = 0,
         reject: bool = False,
+        name: Callable[[int], str] = "record {}".format,
     ) -> None:
-        """`record` is what `choose` gave; `reject` leaves unusable documents out instead of raising.
+        """Encode as `record`, which `choose` gave, says.
+
+        `reject` leaves unusable documents out instead of raising, `name` tells which document a record is, in messages.
 
         Backends are loaded once per process. Raises TokenizerError if the file at `path` or an installed library is
         not the one that was chosen.
@@ -56,7 +59,7 @@ class Tokenizer:
         elif path is None:
             raise TokenizerError("text needs a tokenizer; name one with --tokenizer")
         else:
-            self._texts = TextEncoder(path, record, options, task=task, reject=reject)
+            self._texts = TextEncoder(path, record, options, task=task, reject=reject, name=name)
             self._encode = self._texts.encode
 
     def encode(self, batch: TextBatch) -> Iterator[TokenBatch]:

@@ -54,10 +54,12 @@ class Fastokens:
         self._tokenizer.no_padding()
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend.encode`."""
         ids, offsets = self._tokenizer.encode_batch_flat(list(texts), False, self._split_special)
         return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)
 
     def knows(self, token: str) -> bool:
+        """See `Backend.knows`."""
         return self._tokenizer.token_to_id(token) is not None
 
 
@@ -75,6 +77,7 @@ class Tokenizers:
         self.tokenizer.encode_special_tokens = split_special
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend.encode`."""
         # One text at a time: an encoding takes 100 bytes of memory per character. `.ids` builds a list, 25 ns per token
         # beside 300 for the encoding; the library has no buffer to give.
         encoded = [
@@ -86,6 +89,7 @@ class Tokenizers:
         return np.concatenate(encoded) if encoded else np.empty(0, np.int32), offsets
 
     def knows(self, token: str) -> bool:
+        """See `Backend.knows`."""
         return self.tokenizer.token_to_id(token) is not None
 
 

@@ -47,7 +47,7 @@ def choose(
     if largest > LARGEST_ID:
         raise TokenizerError(f"{path}: id {largest} does not fit in 32 bits")
     if ids:
-        special = resolve_for_ids(options, vocabulary)
+        special = resolve_for_ids(options, vocabulary, path)
         return record_of(options, special, sha256=sha256, vocab_size=largest + 1)
     special = resolve(options, path, vocabulary, reference.tokenizer)
     spellings = [token.content for token in parse(data, path).added_tokens]

@@ -113,7 +113,7 @@ def parse(data: bytes, path: Path) -> TokenizerFile:
         raise TokenizerError(f"{path} is not a {FILE}: {error}") from error
     if file.model.dropout:
         raise TokenizerError(
-            f"{path}: model.dropout is {file.model.dropout}, so the same text gives other ids every time; set it to null"
+            f"{path}: model.dropout is {file.model.dropout}, so a text gives other ids every time; set it to null"
         )
     return file
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exact_prep.config import TokenizerOptions
 from exact_prep.errors import TokenizerError
 from exact_prep.tokenization.files import Role, named_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from exact_prep.config import TokenizerOptions
 
 CONVENTIONAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>")
 """Names that mean end of document wherever they occur. `<|im_end|>` ends a turn, so it is not among them."""
@@ -106,12 +105,21 @@ def prepended(tokenizer: Any) -> list[int]:
     return dressed[: starts[0]] if starts else []
 
 
-def resolve_for_ids(options: TokenizerOptions, vocabulary: Mapping[str, int] | None) -> SpecialIds:
-    """Special ids for a corpus that came as ids: nothing is added unless asked, padding is the EOS id if one is given.
+def resolve_for_ids(
+    options: TokenizerOptions, vocabulary: Mapping[str, int] | None, path: Path | None = None
+) -> SpecialIds:
+    """Special ids for a corpus that came as ids: nothing is added unless asked, padding is the EOS id if one is known.
 
-    Options are integers, or tokens where a vocabulary is given; raises TokenizerError otherwise.
+    Options are integers, or tokens where a vocabulary is given; raises TokenizerError otherwise. A tokenizer at `path`
+    names what options do not.
     """
     eos, bos, pad = (as_id(getattr(options, f"{role}_token"), role, vocabulary) for role in ("eos", "bos", "pad"))
+    if path is not None and vocabulary is not None:
+        eos, bos, pad = (
+            known if known is not None else token_id(TokenizerOptions(), role, path, vocabulary)
+            for known, role in ((eos, "eos"), (bos, "bos"), (pad, "pad"))
+        )
+        eos = eos if eos is not None else conventional_eos(vocabulary)
     for name, wanted, known in (("eos", options.eos, eos), ("bos", options.bos, bos)):
         if wanted and known is None:
             raise TokenizerError(f"--{name}: the corpus came as ids, so name the id with --{name}-token")

@@ -17,7 +17,7 @@ from exact_prep.tokenization.parity import Inspector
 from exact_prep.tokenization.pieces import PIECE_CHARS, Cutter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from exact_prep.batches import TextBatch, TokenBatch
@@ -32,7 +32,14 @@ class TextEncoder:
     """Encodes the texts of one task with the backend that its record names."""
 
     def __init__(
-        self, path: Path, record: TokenizerRecord, options: TokenizerOptions, *, task: int, reject: bool
+        self,
+        path: Path,
+        record: TokenizerRecord,
+        options: TokenizerOptions,
+        *,
+        task: int,
+        reject: bool,
+        name: Callable[[int], str],
     ) -> None:
         split_special = options.special_tokens_in_text != "special"
         backend = "fastokens" if record.backend == "fastokens" else "tokenizers"
@@ -57,6 +64,7 @@ class TextEncoder:
         self._refused = spelling(path) if options.special_tokens_in_text == "error" else None
         self._collector = Cutter(None)
         self._reject = reject
+        self._name = name
         self._open = False
         """Whether the first text to come goes on with a document begun earlier."""
 
@@ -125,7 +133,7 @@ class TextEncoder:
             reason = refusal(self._refused, text)
             if reason and not self._reject:
                 raise SourceError(
-                    f"record {record}: {reason}; --special-tokens-in-text text takes it for plain text, "
+                    f"{self._name(record)}: {reason};\n--special-tokens-in-text text takes it for plain text, "
                     "--on-error reject leaves the document out"
                 )
             if reason:
@@ -141,13 +149,15 @@ class TextEncoder:
             ids, offsets = self._backend.encode(texts)
         except Exception as error:
             raise TokenizerError(
-                f"records {records[0]} to {records[-1]}: {self._backend.name} failed: {error}; {REMEDY}"
+                f"{self._name(int(records[0]))} or after it: {self._backend.name} failed: {error};\n{REMEDY}"
             ) from error
         if self.inspector is not None:
             found = self.inspector.look(texts, np.cumsum(lengths), ids, offsets)
             if found is not None:
                 index, what = found
-                raise TokenizerError(f"record {records[index]}: fastokens and tokenizers disagree: {what}; {REMEDY}")
+                raise TokenizerError(
+                    f"{self._name(int(records[index]))}: fastokens and tokenizers disagree: {what};\n{REMEDY}"
+                )
         return ids, offsets
 
 
