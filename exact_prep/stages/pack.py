@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from exact_prep.errors import LedgerError
 from exact_prep.exposure import Exposure, measure
@@ -25,7 +25,7 @@ from exact_prep.storage import TEMPORARY, explained, make_directory, publish, sa
 from exact_prep.tokenization import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -90,8 +90,9 @@ def pack_task(task: PackTask, meter: Meter) -> None:
         task=task.index,
         reject=source.on_error == "reject",
     )
-    documents = Documents()
     with ExitStack() as stack:
+        rejected = stack.enter_context(RejectedList(rejected_path(task.directory, task.index)))
+        documents = Documents(rejected)
         parts = [stack.enter_context(Part(task, seq_len)) for seq_len in task.options.packing.seq_lens]
         reading = ahead(read_task(task.slices, task.files, source, stdin=task.stdin))
         for texts, batches in within_limits(reading, tokenizer.encode, source):
@@ -110,18 +111,18 @@ def pack_task(task: PackTask, meter: Meter) -> None:
             parity_bytes=tokenizer.parity_bytes,
             packed={part.seq_len: part.finish(documents.ledger) for part in parts},
         )
-    if documents.rejected:
-        save_rejected(documents.rejected, rejected_path(task.directory, task.index))
+        rejected.publish()
     save(record, record_path(task.directory, task.index))
 
 
 class Documents:
     """What one task read and encoded, counted."""
 
-    def __init__(self) -> None:
-        self.rejected: list[Rejected] = []
+    def __init__(self, rejected: RejectedList) -> None:
+        """`rejected` takes the documents that are set aside."""
         self.text_bytes = 0
         self.ledger = TokenLedger()
+        self._rejected = rejected
         self._records = self._empty = self._packed = 0
 
     def read(self, texts: TextBatch) -> None:
@@ -129,13 +130,13 @@ class Documents:
         self._records += texts.read
         self._empty += texts.empty
         self.text_bytes += texts.text_bytes
-        self.rejected += texts.rejected
+        self._rejected.add(texts.rejected)
 
     def encoded(self, tokens: TokenBatch) -> None:
         """Count the tokens of a batch."""
         self._packed += tokens.documents
         self._empty += tokens.empty
-        self.rejected += tokens.rejected
+        self._rejected.add(tokens.rejected)
         self.ledger = TokenLedger(
             text_tokens=self.ledger.text_tokens + tokens.text_tokens,
             bos_tokens=self.ledger.bos_tokens + tokens.bos_tokens,
@@ -145,11 +146,58 @@ class Documents:
     def counts(self) -> DocumentCounts:
         """The counts; raises LedgerError if a record is unaccounted for."""
         counts = DocumentCounts(
-            records=self._records, packed=self._packed, empty=self._empty, rejected=len(self.rejected)
+            records=self._records, packed=self._packed, empty=self._empty, rejected=self._rejected.count
         )
         if counts.records != counts.packed + counts.empty + counts.rejected:
             raise LedgerError(f"records read and records accounted for differ, please report this: {counts!r}")
         return counts
+
+
+class RejectedList:
+    """The documents that one task sets aside, one JSON object per line: source, place, reason.
+
+    Written as they come: a file of which every line is bad takes no more memory than any other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.count = 0
+        """Documents so far."""
+        self._path = path
+        self._temporary = path.with_suffix(TEMPORARY)
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RejectedList:
+        """Nothing is written before there is something to say."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let go of the file if it was not published."""
+        if self._file:
+            # On a full disk closing fails as well, and would hide why the task ends.
+            with suppress(OSError):
+                self._file.close()
+
+    def add(self, rejected: Sequence[Rejected]) -> None:
+        """Append documents; raises StorageError."""
+        if not rejected:
+            return
+        self.count += len(rejected)
+        with explained("write", self._path):
+            if self._file is None:
+                self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
+            for item in rejected:
+                line = {"source": item.source, "place": item.place, "reason": item.reason}
+                self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def publish(self) -> None:
+        """Publish the list unless it is empty; raises StorageError."""
+        if self._file is None:
+            return
+        with explained("write", self._path):
+            self._file.close()
+        self._file = None
+        sync_file(self._temporary)
+        publish(self._temporary, self._path)
 
 
 class Part:
@@ -244,14 +292,3 @@ def ahead(batches: Iterator[TextBatch]) -> Iterator[TextBatch]:
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
-
-
-def save_rejected(rejected: Iterable[Rejected], path: Path) -> None:
-    """List the documents set aside, one JSON object per line: source, place, reason."""
-    temporary = path.with_suffix(TEMPORARY)
-    with explained("write", path), temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for item in rejected:
-            line = {"source": item.source, "place": item.place, "reason": item.reason}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    sync_file(temporary)
-    publish(temporary, path)
