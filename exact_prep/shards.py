@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,9 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Let go of the file without finishing it."""
-        self._sink.close()
+        # On a full disk closing fails as well, and would hide why it is abandoned.
+        with suppress(OSError):
+            self._sink.close()
 
 
 @dataclass(frozen=True)

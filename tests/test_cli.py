@@ -515,3 +515,14 @@ def test_a_corpus_of_ids_is_packed_as_it_is_with_and_without_a_tokenizer(tokeniz
     assert documents_of(tmp_path / "eos") == {(0, 0): [*ids[0], 0], (0, 1): [*ids[1], 0], (0, 3): [*ids[3], 0]}
     for name in ("plain", "eos"):
         assert exact_prep("verify", tmp_path / name).returncode == 0
+
+
+def test_a_document_that_spells_a_special_token_is_named_by_file_and_line(tokenizer_file, tmp_path):
+    for name in "ab":
+        write_jsonl(tmp_path / f"{name}.jsonl", ["fine"] * 3 + ["", f"forged {'<|endoftext|>' if name == 'b' else ''}"])
+    policy = ("--special-tokens-in-text", "error")
+    base = ("pack", tmp_path, "--tokenizer", tokenizer_file, "--seq-len", 16, *policy, "--out", tmp_path / "out")
+    assert f"{tmp_path / 'b.jsonl'} line 5: the text spells" in exact_prep(*base, check=1).stderr
+    exact_prep(*base, "--on-error", "reject", "--overwrite")
+    line = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+    assert (line["source"], line["place"]) == (str(tmp_path / "b.jsonl"), "line 5")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -88,6 +89,30 @@ def test_an_item_that_kills_two_workers_ends_the_run_with_its_name():
     with pytest.raises(WorkerError, match=r"item 1: killed by signal 9"):
         list(run(die, range(3), workers=2, name=lambda item: f"item {item}", observer=log))
     assert len(log.deaths) == 1
+
+
+def kill_the_starting(count: int) -> None:
+    """Kill the next `count` worker processes as soon as they appear: long before they have begun anything."""
+    seen: set[int] = set()
+    deadline = time.monotonic() + 30
+    while len(seen) < count and time.monotonic() < deadline:
+        for child in psutil.Process().children():
+            if child.pid not in seen and "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                seen.add(child.pid)
+                break
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_workers_killed_before_they_begin_are_started_again_once(killed):
+    log = Log()
+    killer = threading.Thread(target=kill_the_starting, args=(killed,))
+    killer.start()
+    results = sorted(run(square, range(4), workers=2, name=str, observer=log))
+    killer.join()
+    assert results == [(i, i * i) for i in range(4)]
+    assert log.deaths in ([], [("a task it had not begun", "killed or unable to start")])
 
 
 SLEEPER = """

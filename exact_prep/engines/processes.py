@@ -42,37 +42,58 @@ def run(
     context = multiprocessing.get_context("spawn")
     # One slot per item, no lock: a worker killed while it holds a lock would stop all others.
     counters = context.RawArray("q", METERS * len(items))
-    pool = ProcessPool(workers, initializer=begin, initargs=(counters,), context=context)
+    left, broken = set(range(len(items))), False
+    while left:
+        pool = ProcessPool(workers, initializer=begin, initargs=(counters,), context=context)
+        try:
+            for index, result in run_on(pool, function, items, sorted(left), name, observer, counters):
+                left.discard(index)
+                yield index, result
+            pool.close()
+        except BrokenProcessPool as error:
+            # A worker killed before any has begun a task breaks the pool: nobody knows what it was about to do.
+            if broken:
+                raise WorkerError(
+                    "worker processes cannot start or be reached; try --workers 1 to see why, the run continues"
+                ) from error
+            broken = True
+            observer.worker_died("a task it had not begun", "killed or unable to start")
+        finally:
+            pool.stop()
+            pool.join()
+
+
+def run_on(
+    pool: ProcessPool,
+    function: Callable[[Item, Meter], Result],
+    items: Sequence[Item],
+    indices: Sequence[int],
+    name: Callable[[Item], str],
+    observer: Observer,
+    counters: Sequence[int],
+) -> Iterator[tuple[int, Result]]:
+    """Run some of the items on a pool; raises BrokenProcessPool, WorkerError, and what the function raises."""
     died: set[int] = set()
-    try:
-        with interrupts_blocked():
-            pending: dict[Any, int] = {pool.schedule(work, (function, items[i], i)): i for i in range(len(items))}
-        while pending:
-            done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-            observer.progressed(tuple(sum(counters[m::METERS]) for m in range(METERS)))
-            for future in done:
-                index = pending.pop(future)
-                try:
-                    result = future.result()
-                except ProcessExpired as error:
-                    if index in died:
-                        raise WorkerError(
-                            f"a worker died twice over {name(items[index])}: {cause_of(error.exitcode)}; "
-                            "give the run more memory or fewer workers, then start it again: it continues"
-                        ) from error
-                    died.add(index)
-                    observer.worker_died(name(items[index]), cause_of(error.exitcode))
-                    pending[pool.schedule(work, (function, items[index], index))] = index
-                except BrokenProcessPool as error:
+    with interrupts_blocked():
+        pending: dict[Any, int] = {pool.schedule(work, (function, items[i], i)): i for i in indices}
+    while pending:
+        done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
+        observer.progressed(tuple(sum(counters[m::METERS]) for m in range(METERS)))
+        for future in done:
+            index = pending.pop(future)
+            try:
+                result = future.result()
+            except ProcessExpired as error:
+                if index in died:
                     raise WorkerError(
-                        "worker processes cannot start or be reached; try --workers 1 to see why, the run continues"
+                        f"a worker died twice over {name(items[index])}: {cause_of(error.exitcode)}; "
+                        "give the run more memory or fewer workers, then start it again: it continues"
                     ) from error
-                else:
-                    yield index, result
-        pool.close()
-    finally:
-        pool.stop()
-        pool.join()
+                died.add(index)
+                observer.worker_died(name(items[index]), cause_of(error.exitcode))
+                pending[pool.schedule(work, (function, items[index], index))] = index
+            else:
+                yield index, result
 
 
 def work(function: Callable[[Any, Meter], Any], item: object, index: int) -> object:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from exact_prep.errors import LedgerError
 from exact_prep.exposure import Exposure, measure
@@ -25,7 +25,7 @@ from exact_prep.storage import TEMPORARY, explained, make_directory, publish, sa
 from exact_prep.tokenization import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -95,8 +95,9 @@ def pack_task(task: PackTask, meter: Meter) -> None:
         reject=source.on_error == "reject",
         name=lambda record: " ".join(task.origins([record])[0]),
     )
-    documents = Documents()
     with ExitStack() as stack:
+        rejected = stack.enter_context(RejectedList(rejected_path(task.directory, task.index)))
+        documents = Documents(rejected)
         parts = [stack.enter_context(Part(task, seq_len)) for seq_len in task.options.packing.seq_lens]
         reading = ahead(read_task(task.slices, task.files, source, stdin=task.stdin))
         for texts, batches in within_limits(reading, tokenizer.encode, source):
@@ -107,6 +108,8 @@ def pack_task(task: PackTask, meter: Meter) -> None:
                     part.add(tokens)
                 meter.add(0, tokens.ids.size)
             meter.add(texts.bytes_read)
+        if documents.nameless:
+            rejected.add(placed(documents.nameless, task))
         record = TaskRecord(
             task=task.index,
             documents=documents.counts(),
@@ -115,18 +118,20 @@ def pack_task(task: PackTask, meter: Meter) -> None:
             parity_bytes=tokenizer.parity_bytes,
             packed={part.seq_len: part.finish(documents.ledger) for part in parts},
         )
-    if documents.rejected:
-        save_rejected(placed(documents.rejected, task), rejected_path(task.directory, task.index))
+        rejected.publish()
     save(record, record_path(task.directory, task.index))
 
 
 class Documents:
     """What one task read and encoded, counted."""
 
-    def __init__(self) -> None:
-        self.rejected: list[Rejected] = []
+    def __init__(self, rejected: RejectedList) -> None:
+        """`rejected` takes the documents that are set aside."""
         self.text_bytes = 0
         self.ledger = TokenLedger()
+        self.nameless: list[Rejected] = []
+        """What the tokenizer set aside, in order, without file and place."""
+        self._rejected = rejected
         self._records = self._empty = self._packed = 0
 
     def read(self, texts: TextBatch) -> None:
@@ -134,13 +139,13 @@ class Documents:
         self._records += texts.read
         self._empty += texts.empty
         self.text_bytes += texts.text_bytes
-        self.rejected += texts.rejected
+        self._rejected.add(texts.rejected)
 
     def encoded(self, tokens: TokenBatch) -> None:
         """Count the tokens of a batch."""
         self._packed += tokens.documents
         self._empty += tokens.empty
-        self.rejected += tokens.rejected
+        self.nameless += tokens.rejected
         self.ledger = TokenLedger(
             text_tokens=self.ledger.text_tokens + tokens.text_tokens,
             bos_tokens=self.ledger.bos_tokens + tokens.bos_tokens,
@@ -150,11 +155,58 @@ class Documents:
     def counts(self) -> DocumentCounts:
         """The counts; raises LedgerError if a record is unaccounted for."""
         counts = DocumentCounts(
-            records=self._records, packed=self._packed, empty=self._empty, rejected=len(self.rejected)
+            records=self._records, packed=self._packed, empty=self._empty, rejected=self._rejected.count
         )
         if counts.records != counts.packed + counts.empty + counts.rejected:
             raise LedgerError(f"records read and records accounted for differ, please report this: {counts!r}")
         return counts
+
+
+class RejectedList:
+    """The documents that one task sets aside, one JSON object per line: source, place, reason.
+
+    Written as they come: a file of which every line is bad takes no more memory than any other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.count = 0
+        """Documents so far."""
+        self._path = path
+        self._temporary = path.with_suffix(TEMPORARY)
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RejectedList:
+        """Nothing is written before there is something to say."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let go of the file if it was not published."""
+        if self._file:
+            # On a full disk closing fails as well, and would hide why the task ends.
+            with suppress(OSError):
+                self._file.close()
+
+    def add(self, rejected: Sequence[Rejected]) -> None:
+        """Append documents; raises StorageError."""
+        if not rejected:
+            return
+        self.count += len(rejected)
+        with explained("write", self._path):
+            if self._file is None:
+                self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
+            for item in rejected:
+                line = {"source": item.source, "place": item.place, "reason": item.reason}
+                self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def publish(self) -> None:
+        """Publish the list unless it is empty; raises StorageError."""
+        if self._file is None:
+            return
+        with explained("write", self._path):
+            self._file.close()
+        self._file = None
+        sync_file(self._temporary)
+        publish(self._temporary, self._path)
 
 
 class Part:
@@ -251,23 +303,7 @@ def ahead(batches: Iterator[TextBatch]) -> Iterator[TextBatch]:
             yield batch
 
 
-def placed(rejected: list[Rejected], task: PackTask) -> list[Rejected]:
-    """In the order of the input, those that the tokenizer set aside with their file and place."""
-    ordered = sorted(rejected, key=lambda item: item.record)
-    nameless = [item.record for item in ordered if not item.source]
-    origins = dict(zip(nameless, task.origins(nameless), strict=True)) if nameless else {}
-    return [
-        replace(item, source=origins[item.record][0], place=origins[item.record][1]) if not item.source else item
-        for item in ordered
-    ]
-
-
-def save_rejected(rejected: Iterable[Rejected], path: Path) -> None:
-    """List the documents set aside, one JSON object per line: source, place, reason."""
-    temporary = path.with_suffix(TEMPORARY)
-    with explained("write", path), temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for item in rejected:
-            line = {"source": item.source, "place": item.place, "reason": item.reason}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    sync_file(temporary)
-    publish(temporary, path)
+def placed(nameless: list[Rejected], task: PackTask) -> list[Rejected]:
+    """What the tokenizer set aside, with file and place: it knows the documents by their numbers alone."""
+    origins = task.origins([item.record for item in nameless])
+    return [replace(item, source=source, place=place) for item, (source, place) in zip(nameless, origins, strict=True)]

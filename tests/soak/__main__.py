@@ -1,0 +1,33 @@
+"""The command line of the soak; see the package."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from tests.tokenizer import train_tokenizer
+
+from .ordeal import ordeals, soak
+
+
+def main() -> None:
+    """Run the soak and print its figures."""
+    parser = argparse.ArgumentParser(description="Kill runs of exact-prep with SIGKILL and compare what comes out.")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--files", type=int, default=12)
+    parser.add_argument("--documents", type=int, default=150, help="per file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer(Path(folder) / "tokenizer.json")
+        made = ordeals(
+            Path(folder), tokenizer, files=arguments.files, documents=arguments.documents, workers=arguments.workers
+        )
+        print(f"seed {arguments.seed}")
+        tally = soak(made, arguments.kills, arguments.seed, lambda line: print(line, flush=True))
+    print(tally)
+
+
+main()

@@ -1,0 +1,12 @@
+"""The soak in short: ten kills; `python -m tests.soak` makes as many as one likes."""
+
+from soak.ordeal import ordeals, soak
+
+
+def test_ten_kills_change_nothing(tokenizer_file, tmp_path):
+    made = ordeals(tmp_path, tokenizer_file, files=5, documents=60, workers=2)
+    said: list[str] = []
+    chosen = [made[0], made[3], made[4]]
+    tally = soak(chosen, kills=10, seed=2605, say=said.append, most=4)
+    assert tally.killed == 10, said
+    assert tally.ended >= 3
