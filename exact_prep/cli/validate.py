@@ -11,9 +11,16 @@ from exact_prep.cli.arguments import Workers, worker_count
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.table import Table
 
     from exact_prep.validation.results import Results
+
+MEASURE_WIDTH = 28
+"""Columns that the measure and uniform's mean take."""
+CELL_WIDTH = 18
+"""And each arm."""
 
 
 def validate(
@@ -73,7 +80,9 @@ def validate(
         workers=1 if on == "cuda" else worker_count(workers),
         told=lambda line: talk.print(f"exact-prep: {line}", markup=False, highlight=False),
     )
-    Console().print(table(results))
+    console = Console()
+    for part in tables(results, console.width):
+        console.print(part)
     for line in verdict(results):
         typer.echo(line)
     for suffix in ("png", "svg"):
@@ -89,28 +98,34 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         raise UsageError(f"--seeds {text}: numbers with commas between, such as 0,1,2") from None
 
 
-def table(results: Results) -> Table:
-    """Every measure: uniform's mean, and each arm's paired difference with its 95 % interval."""
+def tables(results: Results, width: int) -> Iterator[Table]:
+    """As many tables side by side as fit: uniform's mean, and each arm's paired difference with its 95 % interval."""
+    others = [arm for arm in results.arms if arm != "uniform"]
+    per_table = max((width - MEASURE_WIDTH) // CELL_WIDTH, 1)
+    for first in range(0, len(others), per_table):
+        yield table(results, others[first : first + per_table])
+
+
+def table(results: Results, arms: list[str]) -> Table:
+    """Some arms against uniform: mean of the paired differences, plus or minus half of the interval."""
     from rich.table import Table
 
     from exact_prep.validation.compare import in_order
 
     grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     grid.add_column("measure", no_wrap=True)
-    others = [arm for arm in results.arms if arm != "uniform"]
-    for name in ("uniform", *others):
+    for name in ("uniform", *arms):
         grid.add_column(name, justify="right", no_wrap=True)
     uniform = [run for run in results.runs if run.arm == "uniform"]
     found = {(d.arm, d.measure): d for d in results.differences if d.against == "uniform"}
-    colours = {"better": "green", "worse": "red", "shows nothing": "dim", "one seed": ""}
+    colours = {"better": "green", "worse": "red", "shows nothing": "dim", "one seed": "default"}
     for measure in in_order(uniform[0].measures):
         cells = [f"{sum(run.measures[measure] for run in uniform) / len(uniform):.4f}"]
-        for arm in others:
+        for arm in arms:
             d = found[arm, measure]
-            interval = f" [{d.low:+.4f}, {d.high:+.4f}]" if d.seeds > 1 else ""
-            colour = colours[d.reading]
-            cells.append(f"[{colour}]{d.mean:+.4f}{interval}[/]" if colour else f"{d.mean:+.4f}")
-        grid.add_row(measure, *(cell.replace("[+", r"\[+").replace("[-", r"\[-") for cell in cells))
+            half = f" ±{(d.high - d.low) / 2:.4f}" if d.seeds > 1 else ""
+            cells.append(f"[{colours[d.reading]}]{d.mean:+.4f}{half}[/]")
+        grid.add_row(measure, *cells)
     return grid
 
 
