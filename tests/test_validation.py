@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -14,15 +17,15 @@ from hypothesis import strategies as st
 
 from exact_prep.errors import UsageError
 from exact_prep.exposure import measure
-from exact_prep.validation import compare, probes, ruler
+from exact_prep.validation import attention, compare, model, nolima, probes, ruler
 from exact_prep.validation.arms import make_arm
-from exact_prep.validation.attention import attend_dense, attend_loop
+from exact_prep.validation.attention import attend_dense, attend_flex, attend_loop
 from exact_prep.validation.batches import batch_of
 from exact_prep.validation.experiment import Experiment, Shortened, run_experiment
 from exact_prep.validation.model import Decoder, Shape, cross_entropy, left_contexts
 from exact_prep.validation.plots import plot
-from exact_prep.validation.results import Results, Run, Settings
-from exact_prep.validation.synthetic import KEYS, VALUES, VOCABULARY, SyntheticStream, document
+from exact_prep.validation.results import SCHEMA, Results, Run, Settings, schema_file
+from exact_prep.validation.synthetic import KEY_COUNT, KEYS, START, VALUES, VOCABULARY, SyntheticStream, document
 from exact_prep.validation.tiers import SMOKE
 from exact_prep.validation.train import Schedule, train
 
@@ -65,6 +68,27 @@ def test_attention_by_segment_equals_a_dense_mask_forward_and_backward(lengths):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("lengths", [[1], [5, 1, 30], [130, 127, 3, 60]])
+def test_the_attention_of_a_gpu_sees_what_a_dense_mask_sees(lengths, monkeypatch):
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    monkeypatch.setattr(attention, "flex", lambda: (flex_attention, create_block_mask))  # compiling needs a compiler
+    edges = torch.tensor([0, *np.cumsum(lengths).tolist()])
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, int(edges[-1]), 16) for _ in range(3))
+    with torch.no_grad():
+        torch.testing.assert_close(attend_flex(q, k, v, edges), attend_dense(q, k, v, edges), atol=1e-5, rtol=1e-5)
+
+
+def test_under_autocast_attention_gets_one_dtype(monkeypatch):
+    seen = []
+    monkeypatch.setattr(model, "attend", lambda q, k, v, edges: (seen.append({q.dtype, k.dtype, v.dtype}), v)[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        small()(torch.zeros(9, dtype=torch.int64), torch.tensor([0, 4, 9]))
+    assert seen == [{torch.bfloat16}] * 2
+
+
 def test_a_document_sees_itself_alone():
     model = small()
     ids = torch.randint(0, VOCABULARY, (60,), generator=torch.Generator().manual_seed(1))
@@ -83,13 +107,23 @@ def test_the_loss_of_a_target_is_that_of_the_logits_before_it():
         assert losses[t].item() == pytest.approx(-logits[t - 1].log_softmax(-1)[ids[t]].item(), abs=1e-6)
 
 
-def test_synthetic_documents_answer_for_themselves():
-    tokens, facts = document(np.random.default_rng(5), 600)
-    assert len(facts.positions) > 20
-    for place, distance in zip(facts.positions, facts.distances, strict=True):
-        assert tokens[place - 1] == tokens[place - 1 - distance] >= KEYS
-        assert tokens[place] == tokens[place - distance] >= VALUES
-        assert tokens[place - 1] not in tokens[place - distance : place - 1]
+@pytest.mark.parametrize("length", [1, 2, 3, 9, 600, 2000])
+def test_synthetic_documents_answer_for_themselves(length):
+    tokens, facts = document(np.random.default_rng(5), length)
+    last: dict[int, int] = {}
+    asked = []
+    for place, token in enumerate(tokens.tolist()):
+        assert (token == START) == (place == 0)
+        if KEYS <= token < VALUES:
+            assert VALUES <= tokens[place + 1] < VOCABULARY
+            if token in last:
+                assert tokens[place + 1] == tokens[last[token] + 1]
+                asked.append((place + 1, place - last[token]))
+            last[token] = place
+    assert tokens.size == length
+    assert asked == list(zip(facts.positions, facts.distances, strict=True))
+    assert len(asked) >= length // 12
+    assert len(last) <= min(KEY_COUNT, length // 2)
 
 
 def test_arms_move_the_supervision_they_claim_to_move():
@@ -152,6 +186,14 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(state(whole), state(resumed), strict=True))
 
 
+def test_a_run_killed_after_its_last_step_has_a_step_to_make(tmp_path):
+    source = stream()
+    arm = make_arm("uniform", source.exposure, 128, 32)
+    schedule = Schedule(steps=4, lr=1e-3)
+    losses = train(small(), source, arm, schedule, checkpoint=tmp_path / "checkpoint", every=2)
+    assert train(small(seed=9), source, arm, schedule, checkpoint=tmp_path / "checkpoint", every=2) == losses[2:]
+
+
 class Oracle(torch.nn.Module):
     """Knows the synthetic language: says the value that followed the last mention of a key, else guesses."""
 
@@ -207,6 +249,9 @@ def test_loss_by_bucket_equals_counting_target_by_target():
     everything = found.pop("loss all")
     assert found == pytest.approx({name: np.mean(values) for name, values in sums.items()}, rel=1e-5)
     assert everything == pytest.approx(np.mean([v for values in sums.values() for v in values]), rel=1e-5)
+    mixture = probes.loss_of_mixture(model, [batch], 16)
+    below = sums["loss 0-7"] + sums["loss 8-15"]
+    assert mixture == pytest.approx({"mixture all": everything, "mixture short": np.mean(below)}, rel=1e-5)
 
 
 class Bytes:
@@ -232,17 +277,18 @@ class Parrot(torch.nn.Module):
 
 def test_the_text_suite_makes_items_that_fit_and_that_their_own_answers_satisfy():
     codec = Bytes()
-    for task in ruler.TASKS:
+    for make in ruler.MAKERS.values():
         for length in (8000, 16000):
-            item = ruler.fitted(task, length, 3, codec)
+            item = ruler.fitted(make, length, (3,), codec)
             assert item is not None
             size = len(codec.encode(item.prompt + " " + " ".join(item.answers)))
             assert 0.5 * length < size <= length
             assert all(answer.lower() in item.prompt.lower() for answer in item.answers)
-    item = ruler.fitted("cwe", 16000, 1, codec)
+    item = ruler.fitted(ruler.cwe, 16000, (1,), codec)
     counts = {word: item.prompt.split().count(word) for word in item.prompt.split()}
     assert {word for word, count in counts.items() if count == 30} == set(item.answers)
-    assert ruler.fitted("cwe", 500, 1, codec) is None
+    assert ruler.fitted(ruler.cwe, 500, (1,), codec) is None
+    assert len(set(ruler.words(np.random.default_rng(0), 9000))) == 9000
 
 
 def test_a_model_that_copies_answers_needles_in_part():
@@ -253,6 +299,40 @@ def test_a_model_that_copies_answers_needles_in_part():
     match, logp = ruler.score(Parrot(), Bytes(), item, "cpu")
     assert match == 1.0
     assert logp > -0.1
+
+
+NEEDLES = [
+    {
+        "id": "1",
+        "task_template": "Read: {haystack} Question: {question}",
+        "needle": "Once, {CHAR} painted {1}.",
+        "questions": {"onehop": "Who has been to {2}?", "twohop": "Who has been to {3}?"},
+        "character_set": ["Ada", "Bo"],
+        "tests": {"T1": {"input_args": ["the old bridge", "Mostar", "Herzegovina"]}},
+    }
+]
+
+
+def test_needles_of_the_user_lie_in_haystacks_of_the_user_and_do_not_name_what_is_asked(tmp_path):
+    (tmp_path / "needle_set.json").write_text(json.dumps(NEEDLES))
+    with pytest.raises(UsageError, match="no haystack"):
+        nolima.makers(tmp_path)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "one.txt").write_text("It rained again. " * 30)
+    makers = nolima.makers(tmp_path)
+    assert set(makers) == {"nolima_onehop", "nolima_twohop"}
+    for kind, place in (("nolima_onehop", "Mostar"), ("nolima_twohop", "Herzegovina")):
+        item = ruler.fitted(makers[kind], 3000, (0,), Bytes())
+        assert item is not None
+        assert f"Once, {item.answers[0]} painted the old bridge." in item.prompt
+        assert item.prompt.endswith(f"Question: Who has been to {place}?\nAnswer:")
+        assert item.prompt.count(place) == 1
+        assert 2500 < len(item.prompt) <= 3000
+    (tmp_path / "needle_set.json").write_text('[{"id": 1}]')
+    with pytest.raises(UsageError, match="not a NoLiMa needle set"):
+        nolima.makers(tmp_path)
+    with pytest.raises(UsageError, match=r"no needle_set\.json"):
+        nolima.makers(tmp_path / "books")
 
 
 def test_intervals_are_those_of_students_t():
@@ -267,7 +347,16 @@ def test_intervals_are_those_of_students_t():
 
 
 def test_exact_is_said_to_help_only_in_the_tail_and_only_beyond_both_controls():
-    setup = Settings(tool_version="0", tier="smoke", data="synthetic", model="small", device="cpu")
+    setup = Settings(
+        tool_version="0",
+        tier="smoke",
+        data="synthetic",
+        data_checksum="",
+        model="small",
+        device="cpu",
+        nolima="",
+        sizes={},
+    )
 
     def runs(arm: str, near: float, far: float, farther: float) -> list[Run]:
         return [
@@ -306,7 +395,12 @@ def test_extra_supervision_moves_loss_where_it_was_put(smoke):
 
 def test_an_experiment_leaves_results_plots_and_a_plain_verdict(smoke):
     _, (out, done) = smoke
-    assert json.loads((out / "results.json").read_text())["arms"] == ["uniform", "exact@1", "mirror@1"]
+    found = json.loads((out / "results.json").read_text())
+    assert found["arms"] == ["uniform", "exact@1", "mirror@1"]
+    committed = (Path(__file__).parents[1] / "schemas" / SCHEMA).read_bytes()
+    assert committed == schema_file(), "run python -m exact_prep.validation.results schemas"
+    jsonschema.Draft202012Validator.check_schema(json.loads(committed))
+    jsonschema.validate(found, json.loads(committed))
     assert (out / "differences.png").stat().st_size > 10_000
     assert (out / "differences.svg").read_text().lstrip().startswith("<?xml")
     assert "not shown to help" in done.stdout
@@ -317,32 +411,29 @@ def test_an_experiment_leaves_results_plots_and_a_plain_verdict(smoke):
     other = [*done.args, "--device", "cpu", "--model", "/nowhere"]
     refused = subprocess.run(other, capture_output=True, text=True, timeout=100, check=False)
     assert refused.returncode == 2
-    assert "another experiment" in refused.stderr
+    assert "another experiment (model differ" in refused.stderr
 
 
 def test_a_dataset_that_exact_prep_packed_trains_through_the_reader(tmp_path):
     from written_dataset import documents, weigh_dataset, write_dataset
 
     data = weigh_dataset(write_dataset(tmp_path / "data", documents(120, 400), seq_len=256))
-    tier = SMOKE.__class__(
-        **{
-            **vars(SMOKE),
-            "base_len": 32,
-            "base_steps": 3,
-            "steps": 3,
-            "tokens_per_step": 512,
-            "held_out": 4,
-            "width": 24,
-        }
-    )
+    tier = replace(SMOKE, base_len=32, base_steps=3, steps=3, tokens_per_step=512, held_out=4, width=24)
     experiment = Experiment(
         tier_name="smoke", tier=tier, arms=("uniform", "exact"), seeds=(0, 1), out=tmp_path / "out", data=data
     )
-    results = run_experiment(experiment)
+    told: list[str] = []
+    results = run_experiment(experiment, told=told.append)
+    assert told[0] == "no text suite: the smoke tier is too small for it"
     assert {run.arm for run in results.runs} == {"uniform", "exact"}
     assert results.tail_from == 64
     assert all("loss 128-255" in run.measures for run in results.runs)
     plot(results, tmp_path / "plot.png")
+    with pytest.raises(UsageError, match=r"--nolima needs the text suite|needle_set"):
+        run_experiment(replace(experiment, out=tmp_path / "other", nolima=tmp_path))
+    larger = replace(experiment, tier=replace(tier, base_steps=4))
+    with pytest.raises(UsageError, match=r"another experiment \(sizes differ"):
+        run_experiment(larger)
 
 
 def test_a_base_sees_no_context_longer_than_its_rows(tmp_path):
@@ -362,7 +453,7 @@ def test_a_base_sees_no_context_longer_than_its_rows(tmp_path):
 
 @pytest.mark.parametrize("family", ["Qwen2", "Llama"])
 def test_a_hugging_face_model_trains_with_its_documents_apart(family, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the extra `frameworks` is not installed")
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
     from exact_prep.validation.huggingface import load_model
 
     config = getattr(transformers, f"{family}Config")(
@@ -376,11 +467,13 @@ def test_a_hugging_face_model_trains_with_its_documents_apart(family, tmp_path):
     )
     torch.manual_seed(0)
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "model")
-    model = load_model(tmp_path / "model")
+    model = load_model(tmp_path / "model", VOCABULARY)
+    with pytest.raises(UsageError, match="knows 257 ids, the data have 258"):
+        load_model(tmp_path / "model", VOCABULARY + 1)
     source = stream(3)
     before = state(model)
     losses = train(model, source, make_arm("exact", source.exposure, 128, 32), Schedule(steps=3, lr=1e-3))
     assert len(losses) == 3
     assert any(not torch.equal(a, b) for a, b in zip(before, state(model), strict=True))
     with pytest.raises(UsageError, match="no causal language model"):
-        load_model(tmp_path)
+        load_model(tmp_path, VOCABULARY)

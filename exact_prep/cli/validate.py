@@ -44,6 +44,10 @@ def validate(
         Literal["smoke", "example", "gpu"],
         typer.Option(help="How large: two minutes, half an hour on two cores, half an hour on one card."),
     ] = "smoke",
+    nolima: Annotated[
+        Path | None,
+        typer.Option(help="A copy of NoLiMa (needle_set.json, haystacks below), mind its licence."),
+    ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
     workers: Workers = None,
 ) -> None:
@@ -73,6 +77,7 @@ def validate(
         data=data,
         model=None if model == "small" else Path(model),
         device=on,
+        nolima=nolima,
     )
     talk = Console(stderr=True)
     results = run_experiment(
@@ -131,7 +136,14 @@ def table(results: Results, arms: list[str]) -> Table:
 
 def verdict(results: Results) -> list[str]:
     """What the experiment is said to show, by the rule set before it."""
+    from exact_prep.validation.compare import GUARD, tallies
+
     lines = []
+    for arm, tally in tallies(results).items():
+        words = [f"{count} {reading}" for reading, count in tally.items() if count]
+        guard = next(d for d in results.differences if (d.arm, d.against, d.measure) == (arm, "uniform", GUARD))
+        short = f"short contexts: {guard.reading} ({guard.mean:+.4f})"
+        lines.append(f"{arm} against uniform, in the tail: {', '.join(words)}; {short}")
     for arm in dict.fromkeys(reading.arm for reading in results.readings):
         mine = [reading for reading in results.readings if reading.arm == arm]
         helped = [reading.measure for reading in mine if reading.helps]

@@ -29,30 +29,44 @@ class Batch:
         return Batch(self.ids.to(device), self.edges.to(device), self.supervised.to(device))
 
 
-class Stream(Protocol):
-    """Training data: the same batches in the same order for every arm."""
-
-    vocab_size: int
-    seq_len: int
-    exposure: Exposure
-    """Of all batches of a normal run."""
+class Batches(Protocol):
+    """What training needs: the same batches in the same order for every arm."""
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; a pure function of the stream and the step."""
         ...
 
 
+class Stream(Batches, Protocol):
+    """Training data with what arms are made from."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id + 1."""
+        ...
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row."""
+        ...
+
+    @property
+    def exposure(self) -> Exposure:
+        """Of all batches of a normal run."""
+        ...
+
+
 def batch_of(rows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
     """A batch from rows of (ids[L], segment lengths[S]); what the lengths leave over is padding."""
-    ids, lengths, supervised = [], [], []
+    ids, lengths, supervised = [], [0], []
     for row, segments in rows:
-        padding = row.size - int(segments.sum())
+        used = int(segments.sum())
         ids.append(torch.from_numpy(row.astype("int64")))
-        for length in segments.tolist():
-            lengths.append(length)
-            supervised += [False] + [True] * (length - 1)
-        if padding:
-            lengths.append(padding)
-            supervised += [False] * padding
-    edges = torch.tensor([0, *lengths]).cumsum(0)
-    return Batch(torch.cat(ids), edges, torch.tensor(supervised))
+        lengths += segments.tolist()
+        supervised.append(torch.arange(row.size) < used)
+        if used < row.size:
+            lengths.append(row.size - used)
+    edges = torch.tensor(lengths).cumsum(0)
+    carries = torch.cat(supervised)
+    carries[edges[:-1]] = False
+    return Batch(torch.cat(ids), edges, carries)

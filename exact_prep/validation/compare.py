@@ -11,7 +11,10 @@ from exact_prep.validation.results import Difference, Reading
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from exact_prep.validation.results import Run
+    from exact_prep.validation.results import Results, Run
+
+GUARD = "mixture short"
+"""What short contexts pay: loss of the targets below the tail, on rows as they are trained on."""
 
 
 def differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
@@ -67,7 +70,7 @@ def in_order(measures: Iterable[str]) -> list[str]:
 
 def lower_is_better(measure: str) -> bool:
     """Losses; of all other measures more is better."""
-    return measure.startswith("loss")
+    return measure.startswith(("loss", "mixture"))
 
 
 def place_of(measure: str) -> int | None:
@@ -77,13 +80,31 @@ def place_of(measure: str) -> int | None:
     return int(low) if kind in ("loss", "recall", "gain", "margin") and low.isdigit() else None
 
 
+def tallies(results: Results) -> dict[str, dict[str, int]]:
+    """By arm: how many measures in the tail are better than uniform, worse, or show nothing.
+
+    `null` shows what chance and rounding alone give: a count is worth what it exceeds that by.
+    """
+    counted: dict[str, dict[str, int]] = {}
+    for d in results.differences:
+        if d.against == "uniform" and in_tail(d.measure, results.tail_from):
+            tally = counted.setdefault(d.arm, {"better": 0, "worse": 0, "shows nothing": 0, "one seed": 0})
+            tally[d.reading] += 1
+    return counted
+
+
+def in_tail(measure: str, tail_from: int) -> bool:
+    """Whether a measure belongs to a context or distance in the tail."""
+    place = place_of(measure)
+    return place is not None and place >= tail_from
+
+
 def readings(found: Sequence[Difference], tail_from: int) -> tuple[Reading, ...]:
     """Where EXACT is said to help: in the tail, better than uniform and better than lr."""
     better = {(d.arm, d.against, d.measure) for d in found if d.reading == "better"}
     seen = []
     for d in found:
-        place = place_of(d.measure)
-        if d.arm.startswith("exact") and d.against == "uniform" and place is not None and place >= tail_from:
+        if d.arm.startswith("exact") and d.against == "uniform" and in_tail(d.measure, tail_from):
             helps = all((d.arm, control, d.measure) in better for control in ("uniform", "lr"))
             seen.append(Reading(arm=d.arm, measure=d.measure, helps=helps))
     return tuple(seen)

@@ -1,8 +1,9 @@
 """An experiment: a base per seed, every arm continued from it, measured, compared. Restartable run by run.
 
+    OUT/experiment.json          what is run; another experiment in the same place is refused
     OUT/base-<seed>.pt           the base of a seed
     OUT/run-<arm>-<seed>.json    a finished run, written last
-    OUT/models/<arm>-<seed>/     trained Hugging Face models, for other evaluations (lm_eval reads them)
+    OUT/models/<arm>-<seed>/     trained Hugging Face models with their tokenizers, for other evaluations
     OUT/results.json             all runs, differences, readings
 
 All arms of a seed start from the same base and see the same batches in the same order.
@@ -10,27 +11,28 @@ All arms of a seed start from the same base and see the same batches in the same
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from functools import cached_property
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from exact_prep import __version__
 from exact_prep.engines import run as run_items
 from exact_prep.errors import UsageError
 from exact_prep.exposure import bucket_edges
+from exact_prep.integrations.lookup import load_weights
 from exact_prep.storage import explained, load, make_directory, save
-from exact_prep.validation import compare, probes, ruler
+from exact_prep.validation import compare
 from exact_prep.validation.arms import Arm, make_arm
-from exact_prep.validation.batches import Batch, Stream, batch_of
+from exact_prep.validation.batches import Batch, Batches, Stream
 from exact_prep.validation.corpus import CorpusStream, open_corpus
 from exact_prep.validation.huggingface import CausalLM, load_model
+from exact_prep.validation.measures import measure, tell_of_text_suite
 from exact_prep.validation.model import Decoder, Shape
 from exact_prep.validation.results import Results, Run, Settings
-from exact_prep.validation.synthetic import SyntheticStream, document
+from exact_prep.validation.synthetic import SyntheticStream
 from exact_prep.validation.train import Schedule, train
 
 if TYPE_CHECKING:
@@ -41,6 +43,16 @@ if TYPE_CHECKING:
 
     from exact_prep.engines import Meter
     from exact_prep.validation.tiers import Tier
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +67,28 @@ class Experiment:
     data: Path | None = None
     model: Path | None = None
     device: str = "cpu"
+    nolima: Path | None = None
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
-        """What a run found on disk must have been made with."""
+        """What everything found in `out` must have been made with; raises DatasetError."""
+        sizes = {name: size for name, size in asdict(self.tier).items() if isinstance(size, int | float)}
         return Settings(
             tool_version=__version__,
             tier=self.tier_name,
             data=str(self.data) if self.data else "synthetic",
+            data_checksum=load_weights(self.data).file.checksum if self.data else "",
             model=str(self.model) if self.model else "small",
             device=self.device,
+            nolima=str(self.nolima) if self.nolima else "",
+            sizes=sizes,
         )
+
+
+@lru_cache(maxsize=1)
+def synthetic(seq_len: int, rows_per_step: int, steps: int, seed: int) -> SyntheticStream:
+    """A seed's synthetic data, made once for the arms that follow each other: a GPU run has 41M tokens, 26 s."""
+    return SyntheticStream(seq_len=seq_len, rows_per_step=rows_per_step, steps=steps, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -104,7 +127,7 @@ class Job:
         if self.experiment.data is not None:
             return self.corpus[0]
         rows = tier.tokens_per_step // tier.seq_len
-        return SyntheticStream(seq_len=tier.seq_len, rows_per_step=rows, steps=tier.steps, seed=self.seed)
+        return synthetic(tier.seq_len, rows, tier.steps, self.seed)
 
     @property
     def tail_from(self) -> int:
@@ -121,7 +144,7 @@ class Job:
     def new_model(self) -> nn.Module:
         """The model before any training."""
         if self.experiment.model is not None:
-            return load_model(self.experiment.model, device=self.experiment.device)
+            return load_model(self.experiment.model, self.stream.vocab_size, device=self.experiment.device)
         tier = self.experiment.tier
         torch.manual_seed(self.seed)
         shape = Shape(vocab_size=self.stream.vocab_size, layers=tier.layers, width=tier.width, heads=tier.heads)
@@ -157,8 +180,9 @@ def work(job: Job, meter: Meter) -> None:
     """Run one job, unless it is done."""
     # One thread: bitwise reproducible, and runs share the cores instead.
     torch.set_num_threads(1)
-    if not job.path.exists():
-        train_base(job) if job.arm is None else run_arm(job, job.arm)
+    own = replace(job)  # what it keeps at hand goes with it
+    if not own.path.exists():
+        train_base(own) if own.arm is None else run_arm(own, own.arm)
     meter.add(1)
 
 
@@ -167,7 +191,7 @@ def train_base(job: Job) -> None:
     experiment, tier = job.experiment, job.experiment.tier
     model = job.new_model()
     rows = tier.tokens_per_step // tier.base_len
-    stream: Stream | Shortened
+    stream: Batches
     if experiment.data is None:
         stream = SyntheticStream(seq_len=tier.base_len, rows_per_step=rows, steps=tier.base_steps, seed=1000 + job.seed)
     else:
@@ -193,8 +217,8 @@ def run_arm(job: Job, name: str) -> None:
     checkpoint = job.path.with_suffix(".checkpoint")
     schedule = Schedule(steps=tier.steps, lr=tier.lr)
     losses = train(model, job.stream, arm, schedule, device=experiment.device, checkpoint=checkpoint)
-    if isinstance(model, CausalLM):
-        model.model.save_pretrained(experiment.out / "models" / f"{name}-{job.seed}")
+    if isinstance(model, CausalLM) and experiment.model is not None:
+        keep(model, experiment.model, experiment.out / "models" / f"{name}-{job.seed}")
     record = Run(
         settings=experiment.settings,
         arm=name,
@@ -207,46 +231,13 @@ def run_arm(job: Job, name: str) -> None:
     checkpoint.unlink(missing_ok=True)
 
 
-def measure(job: Job, model: nn.Module) -> dict[str, float]:
-    """All measures of a trained model; held-out data are the same for every arm and seed."""
-    experiment, tier = job.experiment, job.experiment.tier
-    device = experiment.device
-    if experiment.data is None:
-        length = 2 * tier.seq_len
-        rng = np.random.default_rng(4242)
-        held_out = [batch_of([(document(rng, length)[0], np.array([length], np.int32))]) for _ in range(tier.held_out)]
-        return {
-            **probes.loss_by_bucket(model, held_out, device),
-            **probes.recall_by_distance(model, length, tier.held_out, 4242, device),
-            **probes.evidence_ablation(model, tier.distances, 4242, device),
-        }
-    stream, held_out = job.corpus
-    measures = probes.loss_by_bucket(model, held_out, device)
-    codec = codec_of(stream.rows.manifest.tokenizer.name)
-    if codec and tier.ruler_items:
-        lengths = (stream.seq_len // 2, stream.seq_len, 2 * stream.seq_len)
-        measures |= ruler.suite(model, codec, lengths, tier.ruler_items, 4242, device)
-    return measures
-
-
-def codec_of(tokenizer: str) -> ruler.Codec | None:
-    """The dataset's tokenizer if it is still where it was; else the text suite is left out."""
-    from tokenizers import Tokenizer
-
-    from exact_prep.tokenization import locate
-
-    if not tokenizer or not os.path.exists(tokenizer):  # noqa: PTH110 - a name, perhaps a hub id
-        return None
-    loaded = Tokenizer.from_file(str(locate(tokenizer)))
-
-    class Text:
-        def encode(self, text: str) -> list[int]:
-            return loaded.encode(text, add_special_tokens=False).ids
-
-        def decode(self, ids: list[int]) -> str:
-            return loaded.decode(ids)
-
-    return Text()
+def keep(model: CausalLM, origin: Path, directory: Path) -> None:
+    """Save a trained Hugging Face model beside the tokenizer it came with: what lm_eval and others load."""
+    with explained("write", directory):
+        model.model.save_pretrained(directory)  # type: ignore[operator]
+        for name in TOKENIZER_FILES:
+            if (origin / name).is_file():
+                shutil.copyfile(origin / name, directory / name)
 
 
 def run_experiment(
@@ -255,11 +246,12 @@ def run_experiment(
     """Run what is missing and write results.json; raises UsageError, StorageError, WorkerError."""
     make_directory(experiment.out)
     arms = tuple(dict.fromkeys(("uniform", *experiment.arms)))
+    first = Job(experiment, "uniform", experiment.seeds[0])
+    for arm in arms:
+        first.make_arm(arm)  # a wrong name ends here, not after an hour
+    claim(experiment)
+    tell_of_text_suite(experiment, told)
     jobs = [Job(experiment, arm, seed) for seed in experiment.seeds for arm in arms]
-    for job in jobs:
-        job.make_arm(job.arm or "uniform")  # a wrong name ends here, not after an hour
-        if job.path.exists() and load(Run, job.path).settings != experiment.settings:
-            raise UsageError(f"{job.path} is from another experiment; choose another --out")
     bases = [Job(experiment, None, seed) for seed in experiment.seeds] if experiment.model is None else []
     for batch in (bases, jobs):
         missing = [job for job in batch if not job.path.exists()]
@@ -267,9 +259,23 @@ def run_experiment(
             told(f"{len(batch) - len(missing)} of {len(batch)} runs were done already")
         for count, (index, _) in enumerate(run_items(work, missing, workers=workers, name=lambda job: job.name), 1):
             told(f"{missing[index].name}: done ({count} of {len(missing)})")
-    results = results_of(experiment, arms, [load(Run, job.path) for job in jobs], jobs[0])
+    results = results_of(experiment, arms, [load(Run, job.path) for job in jobs], first)
     save(results, experiment.out / "results.json")
     return results
+
+
+def claim(experiment: Experiment) -> None:
+    """Take `out` for this experiment, or find it taken by the same one; raises UsageError if by another.
+
+    Bases and checkpoints carry no settings of their own: this file vouches for them.
+    """
+    path = experiment.out / "experiment.json"
+    if not path.exists():
+        save(experiment.settings, path)
+        return
+    there, here = load(Settings, path).model_dump(), experiment.settings.model_dump()
+    if different := [name for name in here if here[name] != there[name]]:
+        raise UsageError(f"{path} is of another experiment ({', '.join(different)} differ); choose another --out")
 
 
 def results_of(experiment: Experiment, arms: tuple[str, ...], runs: list[Run], job: Job) -> Results:

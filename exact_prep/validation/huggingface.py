@@ -27,16 +27,21 @@ class CausalLM(nn.Module):
         return self.model(input_ids=ids[None], position_ids=left_contexts(edges)[None], use_cache=False).logits[0]
 
 
-def load_model(path: Path, *, device: str = "cpu") -> CausalLM:
-    """A causal LM saved in `path`; raises UsageError if it cannot be loaded or lets documents see each other."""
+def load_model(path: Path, vocab_size: int, *, device: str = "cpu") -> CausalLM:
+    """A causal LM saved in `path` that knows ids below `vocab_size`.
+
+    Raises UsageError if it cannot be loaded, knows fewer, or lets documents see each other.
+    """
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
-        raise UsageError("--model PATH needs transformers: pip install 'exact-prep[validate,frameworks]'") from None
+        raise UsageError("--model PATH needs transformers: pip install 'exact-prep[validate,hf]'") from None
     try:
         loaded = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} holds no causal language model: {error}") from error
+    if (known := int(loaded.config.vocab_size)) < vocab_size:
+        raise UsageError(f"{path} knows {known} ids, the data have {vocab_size}; pack with the model's own tokenizer")
     loaded.to(device)  # type: ignore[arg-type]
     check_isolation(loaded, device)
     return CausalLM(loaded)

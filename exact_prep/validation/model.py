@@ -89,7 +89,8 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, C] -> [T, C]."""
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, -1).permute(1, 2, 0, 3)  # each [H, T, D]
-        share = torch.sigmoid(self.smear)[:, None, None] * (positions > 0)[None, :, None]
+        # In k's dtype: under autocast k is bfloat16, and attention wants q, k and v alike.
+        share = (torch.sigmoid(self.smear)[:, None, None] * (positions > 0)[None, :, None]).type_as(k)
         k = (1 - share) * k + share * k.roll(1, dims=1)
         mixed = attend(rotate(q, rotation), rotate(k, rotation), v, edges)
         return self.out(mixed.transpose(0, 1).reshape(x.shape))

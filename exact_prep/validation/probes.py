@@ -1,6 +1,8 @@
 """What a trained model can do, by effective context or by distance of the evidence. Lower loss, higher rest is better.
 
     loss      held-out loss by bucket of effective left context, beyond the trained length too
+    mixture   held-out loss on rows as they are trained on: of all targets, and `short`, of those below the tail: the
+              guard that short contexts do not pay
     recall    share of right values among keys seen before, by distance of the last mention (synthetic data)
     gain      evidence ablation: log-probability of the right value with its evidence in the context, less that with
               the evidence replaced by noise, by distance; half of the distances lie beyond the trained length
@@ -30,9 +32,29 @@ ITEMS = 48
 """Questions per distance."""
 
 
-@torch.no_grad()
 def loss_by_bucket(model: nn.Module, batches: Iterable[Batch], device: str = "cpu") -> dict[str, float]:
     """Mean loss per bucket of effective left context, and of all supervised targets."""
+    sums, counts = summed_loss(model, batches, device)
+    edges = bucket_edges(64).tolist()
+    measures = {f"loss {edges[b]}-{edges[b + 1] - 1}": float(sums[b] / counts[b]) for b in range(60) if counts[b] > 0}
+    return measures | {"loss all": float(sums.sum() / counts.sum())}
+
+
+def loss_of_mixture(
+    model: nn.Module, batches: Iterable[Batch], tail_from: int, device: str = "cpu"
+) -> dict[str, float]:
+    """Mean loss of all supervised targets, and of those in buckets below the tail."""
+    sums, counts = summed_loss(model, batches, device)
+    short = torch.from_numpy(bucket_edges(64)[:-1] < tail_from)
+    return {
+        "mixture short": float(sums[short].sum() / counts[short].sum()),
+        "mixture all": float(sums.sum() / counts.sum()),
+    }
+
+
+@torch.no_grad()
+def summed_loss(model: nn.Module, batches: Iterable[Batch], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of losses and number of supervised targets per bucket, each float64[64]."""
     sums, counts = torch.zeros(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64)
     model.eval()
     for batch in batches:
@@ -42,9 +64,7 @@ def loss_by_bucket(model: nn.Module, batches: Iterable[Batch], device: str = "cp
         buckets = (contexts.clamp(min=4).log2().floor().long() - 2).clamp(min=0)
         sums.index_add_(0, buckets[batch.supervised], losses[batch.supervised])
         counts.index_add_(0, buckets[batch.supervised], torch.ones_like(losses[batch.supervised]))
-    edges = bucket_edges(64).tolist()
-    measures = {f"loss {edges[b]}-{edges[b + 1] - 1}": float(sums[b] / counts[b]) for b in range(60) if counts[b] > 0}
-    return measures | {"loss all": float(sums.sum() / counts.sum())}
+    return sums, counts
 
 
 @torch.no_grad()

@@ -1,22 +1,36 @@
-"""What an experiment found, as records: runs, paired differences, readings. `results.json` is this."""
+"""What an experiment found, as records: runs, paired differences, readings. `results.json` is this.
+
+`python -m exact_prep.validation.results DIR` writes its JSON Schema.
+"""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Literal
 
 from exact_prep.config import Record
+from exact_prep.manifest import canonical_json
+
+SCHEMA = "results.schema.json"
 
 
 class Settings(Record):
-    """What all runs of an experiment share."""
+    """What all runs of an experiment share; `experiment.json`, written before anything else."""
 
     tool_version: str
     tier: str
     data: str
     """`synthetic`, or a packed dataset."""
+    data_checksum: str
+    """Of the dataset's weights.json, which names its tokens too; empty for synthetic data."""
     model: str
     """`small`, or a model directory."""
     device: str
+    nolima: str
+    """Directory of the NoLiMa needle set; empty without it."""
+    sizes: dict[str, int | float]
+    """Of models, rows and schedules."""
 
 
 class Run(Record):
@@ -29,7 +43,7 @@ class Run(Record):
     final_loss: float
     """Weighted training loss of the last step."""
     measures: dict[str, float]
-    """By name: `loss 256-511`, `recall 256-511`, `gain 768`, `match vt@1024`."""
+    """By name: `loss 256-511`, `mixture short`, `recall 256-511`, `gain 768`, `match vt@1024`."""
 
 
 class Difference(Record):
@@ -70,3 +84,13 @@ class Results(Record):
     runs: tuple[Run, ...]
     differences: tuple[Difference, ...]
     readings: tuple[Reading, ...]
+
+
+def schema_file() -> bytes:
+    """JSON Schema of results.json, as committed in `schemas/`."""
+    schema = Results.model_json_schema(mode="serialization")
+    return canonical_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+
+
+if __name__ == "__main__":
+    (Path(sys.argv[1]) / SCHEMA).write_bytes(schema_file())

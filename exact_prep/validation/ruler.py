@@ -20,13 +20,10 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
-TASKS = ("niah_single", "niah_multikey", "vt", "cwe", "fwe")
 SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "zu"]
 
 
@@ -50,11 +47,22 @@ class Item:
     answers: tuple[str, ...]
 
 
+class Maker(Protocol):
+    """Makes an item that grows with `size` >= 1, without end."""
+
+    def __call__(self, rng: np.random.Generator, size: int, /) -> Item:
+        """The same item for the same random state and size."""
+        ...
+
+
 def words(rng: np.random.Generator, count: int) -> list[str]:
-    """`count` different words of three syllables."""
+    """`count` different words: of three syllables, of more where those would soon be used up."""
+    syllables = 3
+    while len(SYLLABLES) ** syllables < 3 * count:
+        syllables += 1
     found: dict[str, None] = {}
     while len(found) < count:
-        found["".join(rng.choice(SYLLABLES, 3))] = None
+        found["".join(rng.choice(SYLLABLES, syllables))] = None
     return list(found)
 
 
@@ -115,7 +123,7 @@ def fwe(rng: np.random.Generator, size: int) -> Item:
     return Item(" ".join(listed) + f"\n{ask}", tuple(every[:3]))
 
 
-MAKERS: dict[str, Callable[[np.random.Generator, int], Item]] = {
+MAKERS: dict[str, Maker] = {
     "niah_single": niah_single,
     "niah_multikey": niah_multikey,
     "vt": vt,
@@ -124,11 +132,11 @@ MAKERS: dict[str, Callable[[np.random.Generator, int], Item]] = {
 }
 
 
-def fitted(task: str, length: int, seed: int, codec: Codec) -> Item | None:
-    """The largest item of a task that fits into `length` tokens with its answers; None if the smallest does not."""
+def fitted(make: Maker, length: int, seed: tuple[int, ...], codec: Codec) -> Item | None:
+    """The largest item that fits into `length` tokens with its answers; None if the smallest does not."""
 
     def item(size: int) -> Item:
-        return MAKERS[task](np.random.default_rng([seed, TASKS.index(task)]), size)
+        return make(np.random.default_rng(seed), size)
 
     def fits(size: int) -> bool:
         made = item(size)
@@ -147,14 +155,20 @@ def fitted(task: str, length: int, seed: int, codec: Codec) -> Item | None:
 
 @torch.no_grad()
 def suite(
-    model: nn.Module, codec: Codec, lengths: tuple[int, ...], items: int, seed: int, device: str = "cpu"
+    model: nn.Module,
+    codec: Codec,
+    lengths: tuple[int, ...],
+    items: int,
+    seed: int,
+    device: str = "cpu",
+    makers: dict[str, Maker] = MAKERS,
 ) -> dict[str, float]:
     """`match` and `logp` (per answer token) of every task at every length that its smallest item fits."""
     measures: dict[str, float] = {}
     model.eval()
     for length in lengths:
-        for task in TASKS:
-            made = [fitted(task, length, 1000 * seed + number, codec) for number in range(items)]
+        for place, (task, make) in enumerate(makers.items()):
+            made = [fitted(make, length, (seed, place, number), codec) for number in range(items)]
             scores = [score(model, codec, item, device) for item in made if item is not None]
             if scores:
                 match, logp = np.mean(scores, axis=0)

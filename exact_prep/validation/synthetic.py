@@ -38,13 +38,14 @@ class Facts:
     """How far back the last mention of that key lies."""
 
 
-def chain(seed: int = 7) -> np.ndarray:
-    """The filler's Markov chain, cumulative rows [32, 32]; each symbol has four likely followers."""
+def chain(seed: int = 7) -> list[bytes]:
+    """The filler's Markov chain: the next symbol by symbol and random byte; each has four likely followers."""
     rng = np.random.default_rng(seed)
     weights = np.full((FILLERS, FILLERS), 0.02)
     for row in weights:
         row[rng.choice(FILLERS, 4, replace=False)] += rng.dirichlet(np.ones(4))
-    return np.cumsum(weights / weights.sum(1, keepdims=True), axis=1)
+    upto = np.cumsum(weights / weights.sum(1, keepdims=True), axis=1)
+    return [np.searchsorted(row, (np.arange(256) + 0.5) / 256).astype(np.uint8).tobytes() for row in upto]
 
 
 CHAIN = chain()
@@ -52,34 +53,44 @@ CHAIN = chain()
 
 def filler(rng: np.random.Generator, count: int) -> np.ndarray:
     """`count` symbols of noise, int32."""
-    symbols = np.empty(count, np.int32)
     state = int(rng.integers(FILLERS))
-    for place, draw in enumerate(rng.random(count)):
-        state = min(int(np.searchsorted(CHAIN[state], draw)), FILLERS - 1)
-        symbols[place] = FILLER + state
-    return symbols
+    symbols = bytearray(count)
+    for place, draw in enumerate(rng.bytes(count)):
+        state = CHAIN[state][draw]
+        symbols[place] = state
+    return np.frombuffer(symbols, np.uint8).astype(np.int32) + FILLER
 
 
 def document(rng: np.random.Generator, length: int) -> tuple[np.ndarray, Facts]:
-    """A document of `length` tokens, int32, and where it can be asked."""
-    tokens = np.concatenate([[START], filler(rng, max(length - 1, 0))]).astype(np.int32)[:length]
-    facts, seen, values = Facts(), {}, {}
-    place = 1 + int(rng.integers(1, 2 * PAIR_EVERY))
-    while place + 1 < length:
-        if seen and rng.random() < 0.5:
-            key = list(seen)[int(rng.integers(len(seen)))]
-            facts.positions.append(place + 1)
-            facts.distances.append(place - seen[key])
-        else:
-            key = int(rng.integers(KEY_COUNT))
-            if key in seen:
-                facts.positions.append(place + 1)
-                facts.distances.append(place - seen[key])
-        value = values.setdefault(key, int(rng.integers(VALUE_COUNT)))
-        tokens[place], tokens[place + 1] = KEYS + key, VALUES + value
-        seen[key] = place
-        place += 2 + int(rng.integers(0, 2 * PAIR_EVERY - 3))
-    return tokens, facts
+    """A document of `length` >= 1 tokens, int32, and where it can be asked. About 1 us per token."""
+    tokens = np.concatenate([[START], filler(rng, length - 1)]).astype(np.int32)
+    gaps = rng.integers(2, 2 * PAIR_EVERY - 1, length // 2 + 1)
+    gaps[0] = rng.integers(2, 1 + 2 * PAIR_EVERY)
+    places = gaps.cumsum() - 1
+    places = places[places + 1 < length]
+    keys = keys_of(rng, places.size)
+    values = rng.integers(VALUE_COUNT, size=KEY_COUNT)
+    tokens[places], tokens[places + 1] = KEYS + keys, VALUES + values[keys]
+    by_key = np.argsort(keys, kind="stable")  # a key's mentions side by side, in their order
+    same = keys[by_key[1:]] == keys[by_key[:-1]]
+    again, last = places[by_key[1:][same]], places[by_key[:-1][same]]
+    in_order = np.argsort(again)
+    return tokens, Facts(positions=(again + 1)[in_order].tolist(), distances=(again - last)[in_order].tolist())
+
+
+def keys_of(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Keys of `count` pairs, int64: half of them a random one of the document's earlier keys, the rest any key."""
+    again, which = (rng.random(count) < 0.5).tolist(), rng.random(count).tolist()
+    fresh = rng.integers(KEY_COUNT, size=count).tolist()
+    seen: dict[int, None] = {}
+    order, keys = [], []
+    for repeat, place, new in zip(again, which, fresh, strict=True):
+        key = order[int(place * len(order))] if repeat and order else new
+        if key not in seen:
+            seen[key] = None
+            order.append(key)
+        keys.append(key)
+    return np.array(keys, np.int64)
 
 
 @dataclass
@@ -113,7 +124,7 @@ class SyntheticStream:
                     row, lengths, room = [], [], self.seq_len
         return rows[:needed]
 
-    @cached_property
+    @property
     def exposure(self) -> Exposure:
         """Of the batches of a normal run."""
         rows = self.rows[: self.steps * self.rows_per_step]

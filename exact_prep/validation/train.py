@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from exact_prep.validation.arms import Arm
-    from exact_prep.validation.batches import Stream
+    from exact_prep.validation.batches import Batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Schedule:
 
 def train(
     model: nn.Module,
-    stream: Stream,
+    stream: Batches,
     arm: Arm,
     schedule: Schedule,
     *,
@@ -57,8 +57,8 @@ def train(
 ) -> list[float]:
     """Train `model` in place; returns the weighted loss of each step made in this call.
 
-    With `checkpoint`, state is saved there every so many steps, and a run found there goes on. `stop_after` ends
-    after that many steps in all, as a kill would.
+    With `checkpoint`, state is saved there every so many steps but the last, and a run found there goes on.
+    `stop_after` ends after that many steps in all, as a kill would.
     """
     steps = round(schedule.steps * arm.steps_factor)
     optimizer = torch.optim.AdamW(
@@ -80,7 +80,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
         optimizer.step()
         losses.append(loss.item())
-        if checkpoint and (step + 1) % every == 0:
+        if checkpoint and (step + 1) % every == 0 and step + 1 < steps:  # a resumed run has a step to make
             save(checkpoint, model, optimizer, step + 1)
     return losses
 
