@@ -96,6 +96,11 @@ class PackedDataset:
         """Tokens per row."""
         return self.manifest.seq_len
 
+    @property
+    def rows(self) -> Sequence[int] | np.ndarray:
+        """The numbers of the rows in the directory, in this dataset's order."""
+        return self._order
+
     def __len__(self) -> int:
         return len(self._order)
 

@@ -1,0 +1,94 @@
+"""Runs a command as a whole: CPU-seconds and peak memory of its process tree, wall-clock seconds, its last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+SAMPLE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one run took."""
+
+    cpu_s: float
+    wall_s: float
+    peak_bytes: int
+    """Largest sum of proportional set sizes over the tree, sampled."""
+    tokens: int
+    """Tokens that came out, if the command's last line is JSON that says so."""
+
+
+def run(command: list[str], **environment: str) -> Figures:
+    """Run a command to its end; raises CalledProcessError with its output if it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    # Byte code is cached as on any user's machine; one thread per worker.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"} | environment
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    peak = Peak(process.pid)
+    output, _ = process.communicate()
+    wall = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, output)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Figures(cpu, wall, peak.stop(), tokens_in(output))
+
+
+def tokens_in(output: str) -> int:
+    """`tokens` of the last line, if that is a JSON object."""
+    lines = output.strip().splitlines()
+    try:
+        last: Any = json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError:
+        return 0
+    return int(last.get("tokens", 0)) if isinstance(last, dict) else 0
+
+
+class Peak:
+    """Watches a process tree's memory from a thread."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._peak = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """The peak, bytes."""
+        self._ended.set()
+        self._thread.join()
+        return self._peak
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SAMPLE_S):
+            total = 0
+            try:
+                root = psutil.Process(self._pid)
+                for process in (root, *root.children(recursive=True)):
+                    total += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+            self._peak = max(self._peak, total)
+
+
+def median(figures: list[Figures]) -> Figures:
+    """The median of each figure."""
+    return Figures(
+        statistics.median(f.cpu_s for f in figures),
+        statistics.median(f.wall_s for f in figures),
+        int(statistics.median(f.peak_bytes for f in figures)),
+        figures[0].tokens,
+    )

@@ -1,0 +1,44 @@
+"""The bare loop: text columns to the fast library to rows of ids in an Arrow stream. No checks, no weights, no restart."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["RAYON_NUM_THREADS"] = "1"
+
+import fastokens
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+source, tokenizer_file, out, seq_len = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[5])
+tokenizer = fastokens.Tokenizer.from_file(tokenizer_file)
+decode = msgspec.json.Decoder(msgspec.defstruct("Line", [("text", str)])).decode
+
+
+def batches():
+    for path in sorted(source.iterdir()):
+        if path.suffix == ".parquet":
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=512, columns=["text"]):
+                yield batch.column(0).to_pylist()
+        else:
+            with path.open("rb") as lines:
+                while held := lines.readlines(4 << 20):
+                    yield [decode(line).text for line in held]
+
+
+schema = pa.schema([pa.field("input_ids", pa.list_(pa.int32(), seq_len))])
+rest, tokens = np.empty(0, np.int32), 0
+Path(out).mkdir()
+with pa.OSFile(f"{out}/data.arrow", "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    for texts in batches():
+        ids, _ = tokenizer.encode_batch_flat(texts, add_special_tokens=False)
+        ids = np.concatenate([rest, np.frombuffer(ids, np.int32)])
+        tokens += ids.size - rest.size
+        whole = ids.size // seq_len * seq_len
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(ids[:whole]), seq_len)
+        writer.write_batch(pa.record_batch([rows], schema=schema))
+        rest = ids[whole:]
+print(json.dumps({"tokens": tokens}))

@@ -1,0 +1,289 @@
+"""Laws of the Hugging Face route: the real Trainer and the real SFTTrainer train on the weights, and refuse leaks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from oracle import framework, oracle_loss
+from written_dataset import PAD, VOCAB
+
+import exact_prep
+from exact_prep.errors import UsageError
+
+torch = framework("torch")
+transformers = framework("transformers")
+
+from exact_prep.integrations.torch import Collator, assert_documents_isolated  # noqa: E402
+from exact_prep.integrations.transformers import WeightedLossMixin, hugging_face_dataset  # noqa: E402
+
+SEQ_LEN = 64
+
+
+class WeightedTrainer(WeightedLossMixin, transformers.Trainer):
+    """As in the README."""
+
+
+def tiny_model(kind="Llama", **options):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=SEQ_LEN,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=2,
+        **options,
+    )
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+
+def arguments(path, kind=transformers.TrainingArguments, **options):
+    """One plain SGD step of rate 1, so that a parameter moves by its gradient."""
+    asked = {
+        "output_dir": str(path),
+        "per_device_train_batch_size": 4,
+        "max_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 1.0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+        "use_cpu": True,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "bf16": False,
+        "dataloader_pin_memory": False,
+    }
+    return kind(**{**asked, **options})
+
+
+def trained_gradients(trainer):
+    """The gradient of one optimizer step as the parameters moved by it, and the loss that was logged."""
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    loss = trainer.train().training_loss
+    return {name: before[name] - p.detach() for name, p in trainer.model.named_parameters()}, loss
+
+
+def oracle_gradients(model, rows, weights_file):
+    """Every document alone, without packing, position_ids or mask."""
+    model.zero_grad()
+    loss = oracle_loss(
+        lambda ids: model(torch.tensor([ids]), use_cache=False).logits[0],
+        rows,
+        weights_file,
+        lambda logits: logits.logsumexp(-1),
+    )
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}, loss.item()
+
+
+def assert_trains_as(trainer, rows, weights_file):
+    want, want_loss = oracle_gradients(trainer.model, rows, weights_file)
+    got, loss = trained_gradients(trainer)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-6, msg=name)
+    assert loss == pytest.approx(want_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 10])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_two_rows_train_as_their_documents_alone(two_rows, weights_file, tmp_path, chunk, attention):
+    model = tiny_model(attn_implementation=attention)
+    trainer = WeightedTrainer(model, arguments(tmp_path), train_dataset=two_rows)
+    trainer.head_chunk = chunk
+    assert_trains_as(trainer, two_rows, weights_file)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_accumulation_changes_no_gradient(dataset, weights_file, tmp_path, steps):
+    rows = dataset[:4]
+    asked = arguments(tmp_path, per_device_train_batch_size=4 // steps, gradient_accumulation_steps=steps)
+    assert_trains_as(WeightedTrainer(tiny_model(), asked, train_dataset=rows), rows, weights_file)
+
+
+def test_uniform_weights_are_the_trainer_s_own_loss(directory, tmp_path):
+    plain = exact_prep.open(directory, plain=True)[:4]
+    asked = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "remove_unused_columns": False}
+
+    def collate(rows):
+        batch = Collator()(rows)
+        del batch["loss_weights"]
+        return batch
+
+    theirs = transformers.Trainer(
+        tiny_model(use_cache=False), arguments(tmp_path, **asked), data_collator=collate, train_dataset=plain
+    )
+    ours = WeightedTrainer(tiny_model(), arguments(tmp_path, **asked), train_dataset=plain)
+    want, want_loss = trained_gradients(theirs)
+    got, loss = trained_gradients(ours)
+    assert loss == pytest.approx(want_loss, rel=1e-6)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-6)
+
+
+def test_dividing_by_targets_is_the_same_loss_times_the_mean_weight(two_rows, tmp_path):
+    gradients, losses = {}, {}
+    for kind in ("weights", "targets"):
+        trainer = WeightedTrainer(tiny_model(), arguments(tmp_path), train_dataset=two_rows)
+        trainer.denominator = kind
+        gradients[kind], losses[kind] = trained_gradients(trainer)
+    weights = torch.tensor([float(w) for row in two_rows for w in row.weights() if w > 0])
+    assert losses["targets"] == pytest.approx(losses["weights"] * weights.mean().item(), rel=1e-5)
+
+
+def test_evaluation_reports_the_weighted_loss_and_predictions_have_all_logits(two_rows, weights_file, tmp_path):
+    trainer = WeightedTrainer(tiny_model(), arguments(tmp_path), train_dataset=two_rows, eval_dataset=two_rows)
+    with torch.no_grad():
+        want = oracle_loss(
+            lambda ids: trainer.model(torch.tensor([ids]), use_cache=False).logits[0],
+            two_rows,
+            weights_file,
+            lambda logits: logits.logsumexp(-1),
+        ).item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(want, rel=1e-5)
+    predicted = trainer.predict(two_rows)
+    assert predicted.predictions.shape == (2, SEQ_LEN, VOCAB)
+    assert predicted.metrics["test_loss"] == pytest.approx(want, rel=1e-5)
+
+
+def test_a_mixture_of_experts_keeps_its_balancing_loss(two_rows, tmp_path):
+    losses = []
+    for coefficient in (0.0, 3.0):
+        model = tiny_model("Mixtral", num_local_experts=4, output_router_logits=True, router_aux_loss_coef=coefficient)
+        trainer = WeightedTrainer(model, arguments(tmp_path), train_dataset=two_rows)
+        losses.append(trained_gradients(trainer)[1])
+    batch = Collator()(list(two_rows))
+    ids = {name: batch[name] for name in ("input_ids", "position_ids")}
+    router = tiny_model("Mixtral", num_local_experts=4, output_router_logits=True)(**ids, use_cache=False).aux_loss
+    assert losses[1] - losses[0] == pytest.approx(3 * router.item(), rel=1e-4)
+
+
+def train_on_a_rank(rank, directory, path):
+    """One Trainer step of two microbatches on one of two ranks; rank 0 writes how parameters moved."""
+    import os
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost")
+    os.environ.update(MASTER_PORT=(path / "port").read_text())
+    torch.set_num_threads(1)
+    asked = arguments(path, per_device_train_batch_size=1, gradient_accumulation_steps=2, ddp_backend="gloo")
+    trainer = WeightedTrainer(tiny_model(), asked, train_dataset=exact_prep.open(directory)[:4])
+    gradients, _ = trained_gradients(trainer)
+    if rank == 0:
+        (path / "moved.json").write_text(json.dumps({name: moved.tolist() for name, moved in gradients.items()}))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_that_accumulate_give_the_gradient_of_all_rows(dataset, directory, weights_file, tmp_path):
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        (tmp_path / "port").write_text(str(probe.getsockname()[1]))
+    torch.multiprocessing.spawn(train_on_a_rank, (directory, tmp_path), nprocs=2)
+    want, _ = oracle_gradients(tiny_model(), dataset[:4], weights_file)
+    moved = json.loads((tmp_path / "moved.json").read_text())
+    for name, gradient in want.items():
+        torch.testing.assert_close(torch.tensor(moved[name]), gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+class DropsPositions(transformers.LlamaForCausalLM):
+    """What a model does that isolates by an attention mask alone."""
+
+    def forward(self, *args, position_ids=None, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_a_model_that_leaks_is_refused_before_its_first_step(two_rows, tmp_path):
+    model = DropsPositions(tiny_model().config)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(UsageError, match="documents of one row see each other"):
+        WeightedTrainer(model, arguments(tmp_path), train_dataset=two_rows).train()
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_cache_or_a_mask_would_leak_and_the_check_says_so(two_rows):
+    model, batch = tiny_model(), Collator()(list(two_rows))
+    assert assert_documents_isolated(model, batch) < 1e-5
+    masked = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+    with pytest.raises(UsageError, match="see each other"):
+        assert_documents_isolated(model, masked)
+    with pytest.raises(UsageError, match="see each other"):
+        assert_documents_isolated(model, batch, forward=lambda inputs: model(**inputs, use_cache=True))
+
+
+def test_settings_under_which_weights_get_lost_are_refused(two_rows, tmp_path):
+    def refused(message, model=None, **options):
+        given = {"data_collator": options.pop("data_collator", None)}
+        given["compute_loss_func"] = options.pop("compute_loss_func", None)
+        with pytest.raises(UsageError, match=message):
+            WeightedTrainer(
+                model or tiny_model(), arguments(tmp_path, **options), train_dataset=two_rows, **given
+            ).train()
+
+    refused("label smoothing", label_smoothing_factor=0.1)
+    refused("never sees the weights", compute_loss_func=lambda outputs, labels, num_items_in_batch: 0)
+    refused("set head_chunk = None", torch_compile=True)
+    refused(
+        "has an attention_mask", data_collator=lambda rows: {**Collator()(rows), "attention_mask": torch.ones(2, 64)}
+    )
+    refused("has no loss_weights", data_collator=lambda rows: {**Collator()(rows), "loss_weights": None})
+    refused("set head_chunk = None", model=tiny_model("Gemma2", head_dim=16, final_logit_softcapping=5.0))
+
+
+def test_a_model_that_scales_its_logits_trains_on_full_ones(two_rows, weights_file, tmp_path):
+    model = tiny_model("Gemma2", head_dim=16, final_logit_softcapping=5.0, attn_implementation="eager")
+    trainer = WeightedTrainer(model, arguments(tmp_path), train_dataset=two_rows)
+    trainer.head_chunk = None
+    assert_trains_as(trainer, two_rows, weights_file)
+
+
+def tokenizer():
+    tokenizers = framework("tokenizers")
+    words = {f"t{i}": i for i in range(VOCAB)}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="t1")),
+        pad_token="t0",
+        eos_token="t2",
+    )
+
+
+# TRL passes arguments that Transformers renames.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("steps", [1, 2])
+def test_trl_trains_two_rows_as_their_documents_alone(two_rows, weights_file, tmp_path, steps):
+    trl = framework("trl")
+
+    class WeightedSFTTrainer(WeightedLossMixin, trl.SFTTrainer):
+        """As in the README."""
+
+    asked = arguments(
+        tmp_path,
+        trl.SFTConfig,
+        per_device_train_batch_size=2 // steps,
+        gradient_accumulation_steps=steps,
+        max_length=16,
+    )
+    trainer = WeightedSFTTrainer(
+        tiny_model(), asked, train_dataset=hugging_face_dataset(two_rows), processing_class=tokenizer()
+    )
+    assert_trains_as(trainer, two_rows, weights_file)
+    for option in ("packing", "padding_free"):
+        with pytest.raises(UsageError, match=f"set {option}=False"):
+            WeightedSFTTrainer(tiny_model(), arguments(tmp_path, trl.SFTConfig, **{option: True}))
+
+
+def test_a_hugging_face_dataset_holds_the_same_rows(dataset, directory):
+    shuffled = dataset.shuffle(2)[:7]
+    for theirs, ours in zip(hugging_face_dataset(shuffled), shuffled, strict=True):
+        assert theirs["input_ids"].tolist() == ours.input_ids.tolist()
+        assert theirs["seq_lengths"].tolist() == ours.seq_lengths.tolist()
+        assert theirs["loss_weights"].tolist() == ours.loss_weights.tolist()
+    assert len(hugging_face_dataset(directory)) == len(dataset)
+    with pytest.raises(UsageError, match="plain weights"):
+        hugging_face_dataset(exact_prep.open(directory, plain=True))
