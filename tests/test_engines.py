@@ -18,7 +18,6 @@ import pytest
 from exact_prep.engines import Meter, run
 from exact_prep.errors import SourceError, WorkerError
 
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

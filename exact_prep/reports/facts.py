@@ -85,6 +85,8 @@ class Facts(Record):
 def gather(directory: Path) -> Facts:
     """The facts of the dataset in `directory`; raises DatasetError, StorageError."""
     manifest, weights = load_manifest(directory), load_weights_file(directory)
+    if weights and (weights.dataset_tree_hash != manifest.tree_hash or weights.exposure != manifest.exposure):
+        raise DatasetError(f"{directory / WEIGHTS} belongs to another dataset; run `exact-prep weigh` again")
     buckets = bucket_facts(manifest, weights)
     positions = manifest.rows * manifest.seq_len
     targets = sum(bucket.targets for bucket in buckets)
