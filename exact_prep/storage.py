@@ -169,7 +169,9 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         # Where nothing can be removed any more (a device that went read-only) the files stay: they lock nothing.
-        with suppress(OSError):
-            for name in (holder, path):
-                name.unlink(missing_ok=True)
-        lock.release()
+        try:
+            with suppress(OSError):
+                for name in (holder, path):
+                    name.unlink(missing_ok=True)
+        finally:
+            lock.release()

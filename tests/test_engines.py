@@ -8,13 +8,18 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from exact_prep.engines import Meter, run
 from exact_prep.errors import SourceError, WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Log:
@@ -91,28 +96,42 @@ def test_an_item_that_kills_two_workers_ends_the_run_with_its_name():
     assert len(log.deaths) == 1
 
 
-def kill_the_starting(count: int) -> None:
-    """Kill the next `count` worker processes as soon as they appear: long before they have begun anything."""
-    seen: set[int] = set()
-    deadline = time.monotonic() + 30
-    while len(seen) < count and time.monotonic() < deadline:
-        for child in psutil.Process().children():
-            if child.pid not in seen and "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
-                seen.add(child.pid)
-                break
-        time.sleep(0.001)
+@contextmanager
+def workers_killed_at_their_start(most: int) -> Iterator[None]:
+    """Kill up to `most` worker processes as soon as they appear: long before they have begun anything."""
+    done = threading.Event()
 
+    def kill() -> None:
+        seen: set[int] = set()
+        while len(seen) < most and not done.is_set():
+            with suppress(psutil.Error):
+                for child in psutil.Process().children():
+                    if child.pid not in seen and "spawn_main" in " ".join(child.cmdline()) and len(seen) < most:
+                        child.kill()
+                        seen.add(child.pid)
+            time.sleep(0.001)
 
-@pytest.mark.parametrize("killed", [1, 2])
-def test_workers_killed_before_they_begin_are_started_again_once(killed):
-    log = Log()
-    killer = threading.Thread(target=kill_the_starting, args=(killed,))
+    killer = threading.Thread(target=kill)
     killer.start()
-    results = sorted(run(square, range(4), workers=2, name=str, observer=log))
-    killer.join()
+    try:
+        yield
+    finally:
+        done.set()
+        killer.join()
+
+
+def test_a_worker_killed_before_it_begins_is_started_again():
+    log = Log()
+    with workers_killed_at_their_start(1):
+        results = sorted(run(square, range(4), workers=2, name=str, observer=log))
     assert results == [(i, i * i) for i in range(4)]
     assert log.deaths in ([], [("a task it had not begun", "killed or unable to start")])
+
+
+@pytest.mark.parametrize("items", [3, 3000])
+def test_workers_that_never_live_to_begin_end_the_run_and_nobody_waits_for_ever(items):
+    with workers_killed_at_their_start(10**6), pytest.raises(WorkerError, match="cannot start or be reached"):
+        list(run(square, range(items), workers=2, name=str))
 
 
 SLEEPER = """

@@ -1,6 +1,6 @@
 """The soak in short: ten kills; `python -m tests.soak` makes as many as one likes."""
 
-from soak.ordeal import ordeals, soak
+from tests.soak.ordeal import ordeals, soak
 
 
 def test_ten_kills_change_nothing(tokenizer_file, tmp_path):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -30,6 +32,20 @@ IMPATIENCE_S = 2.0
 
 _stopped_at = -IMPATIENCE_S
 
+
+def stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with Ctrl-C and SIGTERM as an error like any other."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; start the same command again to continue") from None
+
+    return run
+
+
 app = typer.Typer(
     name="exact-prep",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,7 +54,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for command in (pack, weigh, report, verify, demo, validate):
-    app.command()(command)
+    app.command()(stoppable(command))
 
 
 def print_version(wanted: bool) -> None:
@@ -95,10 +111,11 @@ def exit_code(error: ExactPrepError) -> int:
 def stop(number: int, frame: Any) -> None:
     """SIGTERM, as schedulers send it, and Ctrl-C end a run alike.
 
-    Both often come several times (`timeout` signals a process and then its group): what follows within
+    It is a KeyboardInterrupt until it leaves the command, for no `except Exception` on its way may take it for a fault.
+    Signals often come several times (`timeout` signals a process and then its group): what follows within
     IMPATIENCE_S does not disturb the ending.
     """
     global _stopped_at
     before, _stopped_at = _stopped_at, time.monotonic()
     if _stopped_at - before > IMPATIENCE_S:
-        raise Interrupted("stopped; start the same command again to continue")
+        raise KeyboardInterrupt

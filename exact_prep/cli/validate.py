@@ -51,9 +51,9 @@ def validate(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
     workers: Workers = None,
 ) -> None:
-    """Train pairs of models that differ only in the weights, with controls, and show what the weights did.
+    r"""Train pairs of models that differ only in the weights, with controls, and show what the weights did.
 
-    Interrupted, the same command continues. Needs the extra: pip install 'exact-prep[validate]'.
+    Interrupted, the same command continues. Needs the extra: pip install 'exact-prep\[validate]'.
     """
     from rich.console import Console
 

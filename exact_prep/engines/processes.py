@@ -75,10 +75,13 @@ def run_on(
     """Run some of the items on a pool; raises BrokenProcessPool, WorkerError, and what the function raises."""
     died: set[int] = set()
     with interrupts_blocked():
-        pending: dict[Any, int] = {pool.schedule(work, (function, items[i], i)): i for i in indices}
+        pending: dict[Any, int] = {submit(pool, function, items[i], i): i for i in indices}
     while pending:
         done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
         observer.progressed(tuple(sum(counters[m::METERS]) for m in range(METERS)))
+        if not done and not pool.active:
+            # A pool that breaks fails what its workers were sent; what still waits to be sent would wait for ever.
+            raise BrokenProcessPool("the pool is broken")
         for future in done:
             index = pending.pop(future)
             try:
@@ -91,9 +94,17 @@ def run_on(
                     ) from error
                 died.add(index)
                 observer.worker_died(name(items[index]), cause_of(error.exitcode))
-                pending[pool.schedule(work, (function, items[index], index))] = index
+                pending[submit(pool, function, items[index], index)] = index
             else:
                 yield index, result
+
+
+def submit(pool: ProcessPool, function: Callable[[Any, Meter], Any], item: object, index: int) -> Any:
+    """The future of an item; raises BrokenProcessPool."""
+    try:
+        return pool.schedule(work, (function, item, index))
+    except RuntimeError as error:
+        raise BrokenProcessPool(str(error)) from error
 
 
 def work(function: Callable[[Any, Meter], Any], item: object, index: int) -> object:

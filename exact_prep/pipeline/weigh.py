@@ -7,6 +7,7 @@ Killed anywhere, the dataset still loads, `verify` calls it half-weighed, and th
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -147,6 +148,7 @@ def weigh_dataset(job: Job, workers: int, emit: Emit) -> WeightsFile:
     for note in remarks(job.table, manifest):
         emit(Note(text=note))
     edges, values = float16_runs(job.table, manifest.seq_len)
+    check_shards(job)
     done = weighed_shards(target, job.identity)
     make_directory(target / WORK)
     save(sealed(job.file), target / WEIGHTS)
@@ -219,6 +221,21 @@ def weighed_shards(target: Path, identity: str) -> dict[str, ShardWeights]:
         else:
             remove(path)
     return done
+
+
+def check_shards(job: Job) -> None:
+    """Before anything is touched: raise DatasetError or StorageError unless all shards can be weighed."""
+    for shard in job.manifest.shards:
+        path = job.home / shard.file
+        with explained("read", path):
+            size = path.stat().st_size
+        if size != shard.bytes:
+            raise DatasetError(
+                f"{path}: {size:,} bytes, the manifest says {shard.bytes:,}; `exact-prep verify` says more"
+            )
+        if not os.access(path, os.R_OK if job.is_copy else os.R_OK | os.W_OK):
+            with explained("read" if job.is_copy else "write", path):
+                raise PermissionError(13, "Permission denied")
 
 
 def check_room(job: Job) -> None:

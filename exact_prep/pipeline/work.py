@@ -22,6 +22,7 @@ from exact_prep.errors import DatasetError, UsageError
 from exact_prep.manifest import Plan
 from exact_prep.storage import (
     LOCK_FILES,
+    TEMPORARY,
     explained,
     load,
     locked,
@@ -35,8 +36,8 @@ from exact_prep.storage import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-OURS = {*LOCK_FILES, WORK, SPOOL}
-"""What a directory may hold that holds nothing."""
+OURS = {*LOCK_FILES, WORK, SPOOL, SPOOL + TEMPORARY, WEIGHTS + TEMPORARY}
+"""What a directory may hold that holds nothing: it is what a run leaves that was stopped as it began."""
 
 
 def refuse_finished(out: Path, *, overwrite: bool) -> None:
@@ -94,7 +95,8 @@ def claim_copy(target: Path, tree_hash: str, *, overwrite: bool) -> None:
         weights = load_weights_file(target) if is_unfinished_copy(target) else None
         if weights and weights.dataset_tree_hash == tree_hash:
             return
-        what = "a dataset already" if holds_dataset(target) else "an unfinished run" if work.exists() else ""
+        unfinished = weights or (work / PLAN).exists()
+        what = "a dataset already" if holds_dataset(target) else "an unfinished run" if unfinished else ""
         if what and not overwrite:
             raise UsageError(f"{target} holds {what}; choose another --out, or replace it with --overwrite")
         if not what:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from exact_prep.choices import Packing
 from exact_prep.config import Record
-from exact_prep.dataset import load_manifest, load_weights_file
+from exact_prep.dataset import WEIGHTS, load_manifest, load_weights_file
+from exact_prep.errors import DatasetError
 from exact_prep.exposure import bucket_edges
 from exact_prep.manifest import Count, DocumentCounts, TokenizerRecord, TokenLedger, WeightsFile
 from exact_prep.tables import exposure_of
@@ -85,6 +86,8 @@ class Facts(Record):
 def gather(directory: Path) -> Facts:
     """The facts of the dataset in `directory`; raises DatasetError, StorageError."""
     manifest, weights = load_manifest(directory), load_weights_file(directory)
+    if weights and (weights.dataset_tree_hash != manifest.tree_hash or weights.exposure != manifest.exposure):
+        raise DatasetError(f"{directory / WEIGHTS} belongs to another dataset; run `exact-prep weigh` again")
     buckets = bucket_facts(manifest, weights)
     positions = manifest.rows * manifest.seq_len
     targets = sum(bucket.targets for bucket in buckets)

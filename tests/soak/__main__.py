@@ -6,9 +6,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from tests.soak.ordeal import ordeals, soak
 from tests.tokenizer import train_tokenizer
-
-from .ordeal import ordeals, soak
 
 
 def main() -> None:

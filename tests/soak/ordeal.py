@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VICTIMS = ("parent", "group", "worker")
-PATIENCE_S = 120
+PATIENCE_S = 180
 
 PACK_SIGNS = {
     ".work/plan.json": 1,

@@ -1,4 +1,4 @@
-"""The bare loop: text columns to the fast library to rows of ids in an Arrow stream. No checks, no weights, no restart."""
+"""The bare loop: text columns to the fast library to rows of ids in an Arrow stream; no checks, weights or restart."""
 
 import json
 import os
