@@ -26,6 +26,7 @@ from exact_prep.errors import DatasetError
 from exact_prep.kernels.contexts import fill_by_left_context
 from exact_prep.manifest import ALIGNMENT, FORMAT_VERSION, ShardRecord
 from exact_prep.storage import digest, explained, mapped, read_blocks, sync_file
+from exact_prep.views import arrow_view, numpy_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,11 +93,10 @@ def record_batch(batch: PackedBatch) -> pa.RecordBatch:
     np.cumsum(batch.segments_per_row, out=splits[1:])
 
     def variable(values: np.ndarray) -> pa.Array:
-        return pa.ListArray.from_arrays(pa.array(splits), pa.array(values))
+        return pa.ListArray.from_arrays(arrow_view(splits), arrow_view(values))
 
     def fixed(values: np.ndarray, dtype: pa.DataType) -> pa.Array:
-        flat = pa.Array.from_buffers(dtype, values.size, [None, pa.py_buffer(values)])
-        return pa.FixedSizeListArray.from_arrays(flat, seq_len)
+        return pa.FixedSizeListArray.from_arrays(arrow_view(values, dtype), seq_len)
 
     arrays = [
         fixed(batch.input_ids, pa.int32()),
@@ -171,12 +171,12 @@ class ShardBatch:
     @cached_property
     def input_ids(self) -> np.ndarray:
         """int32[R, L]."""
-        return self.arrow.column(0).values.to_numpy(zero_copy_only=True).reshape(-1, self.seq_len)
+        return numpy_view(self.arrow.column(0).values).reshape(-1, self.seq_len)
 
     @cached_property
     def row_splits(self) -> np.ndarray:
         """Where each row's segments start and end in the batch's segments, int32[R + 1]."""
-        return self.arrow.column(1).offsets.to_numpy(zero_copy_only=True)
+        return numpy_view(self.arrow.column(1).offsets)
 
     @cached_property
     def segments_per_row(self) -> np.ndarray:
@@ -186,22 +186,22 @@ class ShardBatch:
     @cached_property
     def seq_lengths(self) -> np.ndarray:
         """int32[S], row by row."""
-        return self.arrow.column(1).values.to_numpy(zero_copy_only=True)
+        return numpy_view(self.arrow.column(1).values)
 
     @cached_property
     def doc_ids(self) -> np.ndarray:
         """int64[S]."""
-        return self.arrow.column(2).values.to_numpy(zero_copy_only=True)
+        return numpy_view(self.arrow.column(2).values)
 
     @cached_property
     def doc_offsets(self) -> np.ndarray:
         """int64[S]."""
-        return self.arrow.column(3).values.to_numpy(zero_copy_only=True)
+        return numpy_view(self.arrow.column(3).values)
 
     @cached_property
     def loss_weights(self) -> np.ndarray:
         """float16[R, L]."""
-        return self.arrow.column(4).values.to_numpy(zero_copy_only=True).reshape(-1, self.seq_len)
+        return numpy_view(self.arrow.column(4).values).reshape(-1, self.seq_len)
 
     @property
     def weights_bytes(self) -> slice:

@@ -13,6 +13,7 @@ from exact_prep.errors import SourceError
 from exact_prep.sources.documents import BATCH_BYTES, MAX_ID, numbers, set_aside, utf8_bytes
 from exact_prep.sources.streams import Damaged, check_unchanged
 from exact_prep.storage import explained
+from exact_prep.views import numpy_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,7 +211,7 @@ def list_lengths(column: pa.Array, null: np.ndarray) -> np.ndarray:
     """Values per list, int64[D]; 0 for a null, whose values `flatten` leaves out."""
     if pa.types.is_fixed_size_list(column.type):
         return np.where(null, 0, column.type.list_size)
-    return np.where(null, 0, np.diff(column.offsets.to_numpy()))
+    return np.where(null, 0, np.diff(numpy_view(column.offsets)))
 
 
 def open_parquet(part: Part) -> Columns:
