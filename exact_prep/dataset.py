@@ -78,8 +78,11 @@ def load_weights_file(directory: Path) -> WeightsFile | None:
     Raises DatasetError, StorageError.
     """
     path = directory / WEIGHTS
-    if not path.is_file():
-        return None
+    return read_weights_file(path) if path.is_file() else None
+
+
+def read_weights_file(path: Path) -> WeightsFile:
+    """A weights.json, checked against its own checksum; raises DatasetError, StorageError."""
     data = read_bytes(path)
     weights = parse(WeightsFile, data, path)
     if not is_untouched(weights, data):

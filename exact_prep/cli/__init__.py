@@ -16,6 +16,7 @@ import typer
 
 from exact_prep import __version__
 from exact_prep.cli.demo import demo
+from exact_prep.cli.export import export
 from exact_prep.cli.pack import pack
 from exact_prep.cli.report import report
 from exact_prep.cli.validate import validate
@@ -53,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (pack, weigh, report, verify, demo, validate):
+for command in (pack, weigh, report, verify, export, demo, validate):
     app.command()(stoppable(command))
 
 

@@ -7,13 +7,12 @@ the data comes shifted (Megatron, Levanter, MaxText, torchtitan).
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
+from exact_prep.choices import Align
 from exact_prep.errors import UsageError
-
-Align = Literal["target", "prediction"]
 
 IGNORED = -100
 """The label of a target without loss, as torch and Hugging Face spell it."""

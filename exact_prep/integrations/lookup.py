@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep import storage
+from exact_prep.dataset import read_weights_file
 from exact_prep.errors import DatasetError, WeightsError
 from exact_prep.integrations.columns import position_ids
-from exact_prep.manifest import WeightsFile
 from exact_prep.weights import WeightOptions, WeightTable, float16_runs
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import ArrayLike
+
+    from exact_prep.manifest import WeightsFile
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def load_weights(path: str | PathLike[str]) -> LoadedWeights:
     directory = file.parent
     if not file.is_file():
         raise DatasetError(f"{file} does not exist: the dataset is not weighed; run `exact-prep weigh {directory}`")
-    weights = storage.load(WeightsFile, file)
+    weights = read_weights_file(file)
     if weights.state != "complete":
         raise DatasetError(
             f"{file} is {weights.state}: weigh has not finished; run `exact-prep weigh {directory}` again"

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from exact_prep import shards, storage
+from exact_prep import shards
+from exact_prep.dataset import MANIFEST, datasets_in, load_manifest
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.integrations import columns
 from exact_prep.integrations.lookup import LoadedWeights, load_weights
-from exact_prep.manifest import Manifest
 from exact_prep.packing import permutation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from os import PathLike
 
-    from exact_prep.integrations.columns import Align
+    from exact_prep.choices import Align
+    from exact_prep.manifest import Manifest
 
 SHARDS_MAPPED = 256
 """Shards kept mapped at once: each holds a file descriptor, of which a process often has only 1024."""
@@ -100,6 +101,21 @@ class PackedDataset:
     def rows(self) -> Sequence[int] | np.ndarray:
         """The numbers of the rows in the directory, in this dataset's order."""
         return self._order
+
+    @property
+    def weight_per_row(self) -> float:
+        """Mean sum of weights of a row over the whole corpus; of a plain dataset, mean number of supervised targets.
+
+        `batch_size * weight_per_row` is a constant denominator for trainers that average microbatches and ranks by
+        themselves: the gradient does not depend on how rows are split into microbatches, and no sum over ranks is
+        needed.
+        """
+        exposure = self.manifest.exposure
+        targets = sum(exposure.counts)
+        if self.loaded_weights is not None:
+            file = self.loaded_weights.file
+            targets = self.loaded_weights.mean_weight * (targets + file.supervise_first * exposure.segments)
+        return targets / self.manifest.rows
 
     def __len__(self) -> int:
         return len(self._order)
@@ -198,12 +214,9 @@ def open(path: str | PathLike[str], *, plain: bool = False) -> PackedDataset:  #
     belongs to another dataset.
     """
     path = Path(path)
-    if not (path / "manifest.json").is_file():
-        raise DatasetError(
-            f"{path} has no manifest.json: it is no packed dataset, or packing it has not finished; "
-            f"run `exact-prep pack` (again)"
-        )
-    manifest = storage.load(Manifest, path / "manifest.json")
+    if not (path / MANIFEST).is_file() and (several := datasets_in(path)):
+        raise DatasetError(f"{path} holds a dataset per row length; open one of: {', '.join(map(str, several))}")
+    manifest = load_manifest(path)
     for record in manifest.shards:
         shard = path / record.file
         size = shard.stat().st_size if shard.is_file() else None

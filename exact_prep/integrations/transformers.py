@@ -60,7 +60,8 @@ class WeightedLossMixin:
 
     loss = sum of weight * CE / denominator, summed over all microbatches and ranks of an optimizer step; evaluation
     divides by each batch's own sum of weights. Before the first step it checks that the model isolates documents.
-    Refused, each with its remedy: a collator without weights or with an attention mask, label smoothing,
+    Refused, each with its remedy: a collator without weights or with an attention mask, rows longer than the model's
+    positions, label smoothing,
     `compute_loss_func` (it never sees weights), DataParallel, and sequence or tensor parallelism.
     """
 
@@ -111,6 +112,7 @@ class WeightedLossMixin:
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
         training = model.training
         if training and not self._isolation_checked:
+            _check_row_length(model, inputs)
             _check_isolation(model, inputs)
             self._isolation_checked = True
         total = num_items_in_batch if training else None
@@ -188,6 +190,18 @@ def _check_batch(batch: dict[str, Any]) -> None:
         raise UsageError(
             "the batch has an attention_mask: with one, models ignore position_ids and documents see each other; "
             "use exact_prep.integrations.torch.Collator as data_collator"
+        )
+
+
+def _check_row_length(model: Any, inputs: dict[str, Any]) -> None:
+    """Raises UsageError for rows longer than the positions a model knows."""
+    length = inputs["input_ids"].shape[1]
+    config = getattr(model, "config", None)
+    known = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and length > known:
+        raise UsageError(
+            f"rows of {length:,} tokens, but the model knows {known:,} positions (max_position_embeddings): extend it "
+            f"(rope scaling) and its config, or pack with --seq-len {known}"
         )
 
 

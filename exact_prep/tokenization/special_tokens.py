@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from exact_prep.config import TokenizerOptions
 from exact_prep.errors import TokenizerError
@@ -113,11 +113,11 @@ def resolve_for_ids(
     Options are integers, or tokens where a vocabulary is given; raises TokenizerError otherwise. A tokenizer at `path`
     names what options do not.
     """
-    eos, bos, pad = (as_id(getattr(options, f"{role}_token"), role, vocabulary) for role in ("eos", "bos", "pad"))
+    eos, bos, pad = (as_id(getattr(options, f"{role}_token"), role, vocabulary) for role in get_args(Role))
     if path is not None and vocabulary is not None:
         eos, bos, pad = (
             known if known is not None else token_id(TokenizerOptions(), role, path, vocabulary)
-            for known, role in ((eos, "eos"), (bos, "bos"), (pad, "pad"))
+            for known, role in zip((eos, bos, pad), get_args(Role), strict=True)
         )
         eos = eos if eos is not None else conventional_eos(vocabulary)
     for name, wanted, known in (("eos", options.eos, eos), ("bos", options.bos, bos)):

@@ -241,4 +241,12 @@ def test_an_isolation_check_that_could_not_fail_is_refused(two_rows):
         assert_documents_isolated(Bigram(), batch, forward=lambda inputs: torch.zeros(*inputs["input_ids"].shape, 3))
     single = {"input_ids": torch.arange(1, 9)[None], "position_ids": torch.arange(8)[None]}
     with pytest.raises(UsageError, match="no row of the batch holds two documents"):
-        assert_documents_isolated(TinyAttention(), single)
+        assert_documents_isolated(TinyAttention(), {**single, "cu_seqlens": torch.tensor([0, 8])})
+
+
+def test_rows_of_one_document_are_checked_as_two(two_rows):
+    single = {"input_ids": torch.arange(1, 9)[None], "position_ids": torch.arange(8)[None]}
+    assert assert_documents_isolated(TinyAttention(), single) == 0
+    with pytest.raises(UsageError, match="see each other"):
+        assert_documents_isolated(TinyAttention(leaks=True), single)
+    assert single["position_ids"].tolist() == [list(range(8))]

@@ -229,6 +229,9 @@ def test_settings_under_which_weights_get_lost_are_refused(two_rows, tmp_path):
     refused("label smoothing", label_smoothing_factor=0.1)
     refused("never sees the weights", compute_loss_func=lambda outputs, labels, num_items_in_batch: 0)
     refused("set head_chunk = None", torch_compile=True)
+    short = tiny_model()
+    short.config.max_position_embeddings = 32
+    refused("rows of 64 tokens, but the model knows 32 positions.*--seq-len 32", model=short)
     refused(
         "has an attention_mask", data_collator=lambda rows: {**Collator()(rows), "attention_mask": torch.ones(2, 64)}
     )

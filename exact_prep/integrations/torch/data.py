@@ -6,21 +6,19 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from exact_prep.errors import UsageError
 from exact_prep.integrations import columns
+from exact_prep.integrations.collate import collate
 from exact_prep.integrations.order import BatchOrder
-from exact_prep.integrations.reader import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from exact_prep.integrations.columns import Align
-    from exact_prep.integrations.reader import PackedDataset
+    from exact_prep.integrations.reader import PackedDataset, Row
 
 Batch = dict[str, torch.Tensor]
 
@@ -56,47 +54,8 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row | Mapping[str, Any]]) -> Batch:
         """The batch; UsageError if a row has not the columns, or rows differ in length."""
-        stored = [_stored(row) for row in rows]
-        ids = _stack([row[0] for row in stored], np.int64)
-        lengths = [row[1] for row in stored]
-        weights = _stack([row[2] for row in stored], np.float32)
-        seq_len = ids.shape[1]
-        made = {
-            "input_ids": ids,
-            "position_ids": _stack([columns.position_ids(own, seq_len) for own in lengths], np.int64),
-            "labels": columns.labels(ids, weights, self.align),
-            "loss_weights": columns.align_weights(weights, self.align),
-        }
-        if self.segment_ids:
-            made["segment_ids"] = _stack([columns.segment_ids(own, seq_len) for own in lengths], np.int64)
-        if self.cu_seqlens:
-            edges = [columns.cu_seqlens(own, seq_len)[1:] + row * seq_len for row, own in enumerate(lengths)]
-            made["cu_seqlens"] = np.concatenate([[0], *edges]).astype(np.int32)
-            made["max_seqlen"] = np.diff(made["cu_seqlens"]).max()
+        made = collate(rows, align=self.align, cu_seqlens=self.cu_seqlens, segment_ids=self.segment_ids)
         return {name: torch.as_tensor(values) for name, values in made.items()}
-
-
-def _stored(row: Row | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A row's input_ids, seq_lengths and loss_weights."""
-    if isinstance(row, Row):
-        return row.input_ids, row.seq_lengths, row.loss_weights
-    missing = {"input_ids", "seq_lengths", "loss_weights"} - set(row)
-    if missing:
-        raise UsageError(
-            f"a row lacks {', '.join(sorted(missing))}: the trainer removed columns (set remove_unused_columns=False), "
-            f"or it is no row of an exact-prep dataset"
-        )
-    return np.asarray(row["input_ids"]), np.asarray(row["seq_lengths"], np.int64), np.asarray(row["loss_weights"])
-
-
-def _stack(rows: list[np.ndarray], dtype: type) -> np.ndarray:
-    """`rows[B]` of L values each as one array[B, L]; a copy, so that workers and pinned memory own it."""
-    if len({row.size for row in rows}) != 1:
-        raise UsageError(f"rows of {sorted({row.size for row in rows})} tokens in one batch; use one dataset at a time")
-    stacked = np.empty((len(rows), rows[0].size), dtype)
-    for place, row in zip(stacked, rows, strict=True):
-        place[:] = row
-    return stacked
 
 
 class BatchStream(IterableDataset):

@@ -1,0 +1,78 @@
+"""`parquet`: the columns of the shards; `levanter`: two of them, as its prebuilt format reads them. A file per shard.
+
+Weights are float32, the same numbers: many readers of Parquet know no float16.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from exact_prep.integrations.exporters.blocks import Block, blocks
+from exact_prep.storage import explained
+from exact_prep.views import arrow_view
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from exact_prep.choices import Align
+    from exact_prep.integrations.reader import PackedDataset
+
+FILE_TOKENS = 1 << 28
+"""Tokens after which the next file begins."""
+
+
+def write(
+    dataset: PackedDataset, kind: str, out: Path, align: Align, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """data-00000.parquet and so on."""
+    as_batch = levanter_batch if kind == "levanter" else full_batch
+    files: list[str] = []
+    written = 0
+    for number, part in groupby(blocks(dataset, align), lambda block: written // FILE_TOKENS):
+        files.append(f"data-{number:05d}.parquet")
+        batches = map(as_batch, part)
+        first = next(batches)
+        with (
+            explained("write", out / files[-1]),
+            pq.ParquetWriter(out / files[-1], first.schema, compression="zstd") as writer,
+        ):
+            for batch in chain([first], batches):
+                writer.write_batch(batch)
+                written += batch.num_rows * dataset.seq_len
+                progress(batch.num_rows * dataset.seq_len)
+    return {"files": files}
+
+
+def levanter_batch(block: Block) -> pa.RecordBatch:
+    """input_ids and loss_weights, a row a list."""
+    return pa.record_batch({"input_ids": fixed(block.input_ids), "loss_weights": fixed(block.loss_weights, np.float32)})
+
+
+def full_batch(block: Block) -> pa.RecordBatch:
+    """All columns."""
+
+    def variable(values: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(arrow_view(block.row_splits), arrow_view(values))
+
+    return pa.record_batch(
+        {
+            "input_ids": fixed(block.input_ids),
+            "seq_lengths": variable(block.seq_lengths),
+            "doc_ids": variable(block.doc_ids),
+            "doc_offsets": variable(block.doc_offsets),
+            "loss_weights": fixed(block.loss_weights, np.float32),
+        }
+    )
+
+
+def fixed(values: np.ndarray, dtype: type[np.generic] | None = None) -> pa.Array:
+    """`values[R, L]` as R lists."""
+    rows, seq_len = values.shape
+    splits = arrow_view(np.arange(rows + 1, dtype=np.int32) * np.int32(seq_len))
+    return pa.ListArray.from_arrays(splits, arrow_view(values.astype(dtype or values.dtype, copy=False).reshape(-1)))

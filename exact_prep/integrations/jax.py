@@ -1,0 +1,133 @@
+"""Weighted training in JAX: batches through NumPy or grain, and the weighted loss. Needs `jax`; `grain` is optional.
+
+    loader = Loader(exact_prep.open(DIR), batch_size=8, seed=0)
+    loss = weighted_cross_entropy(logits, batch["labels"], batch["loss_weights"])
+
+With grain the dataset is a source as it is: `grain.MapDataset.source(dataset).shuffle(0).batch(8, batch_fn=collate)`.
+Arrays are int32 and float32. `labels` and `loss_weights` come aligned with predictions (shifted), as MaxText, Levanter
+and optax examples have them; `align="target"` leaves the shift to the loss.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from exact_prep.errors import UsageError
+from exact_prep.integrations import collate as rows_to_arrays
+from exact_prep.integrations.columns import IGNORED, check_align
+from exact_prep.integrations.order import BatchOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from exact_prep.integrations.columns import Align
+    from exact_prep.integrations.reader import PackedDataset, Row
+
+
+def collate(rows: Sequence[Row], *, align: Align = "prediction", segment_ids: bool = True) -> dict[str, np.ndarray]:
+    """B rows of L tokens: input_ids, position_ids, labels, segment_ids int32[B, L], loss_weights float32[B, L].
+
+    Labels are -100 where the weight is 0; segments count from 1, 0 is padding. NumPy arrays: JAX takes
+    them as they are, and grain passes them between processes. Raises UsageError for rows of different lengths.
+    """
+    return rows_to_arrays.collate(rows, align=align, segment_ids=segment_ids, ids=np.int32)
+
+
+class Loader:
+    """Batches of JAX arrays for one process: shuffled, shared by processes, resumable to the batch.
+
+    Iterating goes on where the last iteration stopped; `state_dict` is equal on all processes, and a run may be resumed
+    with another number of them.
+    """
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        epochs: int | None = None,
+        drop_last: bool = False,
+        align: Align = "prediction",
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        """`batch_size` is per process; `rank` and `world_size` are JAX's process index and count unless given."""
+        self.order = BatchOrder(
+            len(dataset),
+            batch_size=batch_size,
+            seed=seed,
+            rank=jax.process_index() if rank is None else rank,
+            world_size=jax.process_count() if world_size is None else world_size,
+            epochs=epochs,
+            drop_last=drop_last,
+        )
+        self.dataset = dataset
+        self.align: Align = align
+
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        for chosen in self.order:
+            arrays = collate([self.dataset[row] for row in chosen], align=self.align)
+            yield {name: jnp.asarray(values) for name, values in arrays.items()}
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Where the loader stands; save it with the model."""
+        return self.order.state_dict()
+
+    def load_state_dict(self, state: dict[str, int | None]) -> None:
+        """Go on where `state` was taken; raises UsageError if that was another dataset or seed."""
+        self.order.load_state_dict(state)
+
+
+def weighted_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    *,
+    denominator: Any = None,
+    align: Align = "prediction",
+) -> jax.Array:
+    """Sum of weight * cross-entropy over `denominator`, in float32; 0 if no target has weight. Can be jitted.
+
+    `logits[..., L, V]`, `labels[..., L]` (-100 carries no loss), `weights[..., L]`. `denominator` is the sum of weights
+    of this call unless given: give `denominator(...)` over all microbatches of a step, and with `axis_name` over all
+    devices where each sees its own rows (shard_map, pmap). Raises UsageError if shapes differ.
+    """
+    labels, weights = _aligned(logits.shape[:-1], labels, weights, align)
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
+    losses = jax.nn.logsumexp(logits, -1) - chosen
+    total = weights.sum() if denominator is None else denominator
+    return jnp.where(weights == 0, 0.0, losses * weights).sum() / jnp.where(total == 0, 1.0, total)
+
+
+def denominator(weights: jax.Array, *, align: Align = "prediction", axis_name: str | None = None) -> jax.Array:
+    """The sum of `weights[..., L]` of all microbatches of a step, and over `axis_name` where devices hold rows apart.
+
+    Under jit with sharded arrays the sum is over all devices as it is. With `align="target"` a row's first token does
+    not count.
+    """
+    check_align(align)
+    total = (weights[..., 1:] if align == "target" else weights).sum(dtype=jnp.float32)
+    return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+def _aligned(
+    shape: tuple[int, ...], labels: jax.Array, weights: jax.Array, align: Align
+) -> tuple[jax.Array, jax.Array]:
+    """Labels and float32 weights of the predictions; a target without a label weighs nothing."""
+    check_align(align)
+    if not shape == labels.shape == weights.shape:
+        raise UsageError(f"logits for {shape} tokens, labels {labels.shape} and weights {weights.shape} must agree")
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise UsageError(f"weights are {weights.dtype}: an integer type has lost the weights; keep them floating point")
+    if align == "target":
+        shift = partial(jnp.pad, pad_width=[(0, 0)] * (labels.ndim - 1) + [(0, 1)])
+        labels = shift(labels[..., 1:], constant_values=IGNORED)
+        weights = shift(weights[..., 1:])
+    return labels, jnp.where(labels == IGNORED, 0.0, weights.astype(jnp.float32))

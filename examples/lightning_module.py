@@ -1,0 +1,46 @@
+"""Lightning: python lightning_module.py DIR [STEPS].
+
+Lightning averages losses over accumulated batches and ranks. If each were divided by its own sum of weights, a batch of
+short documents would count as much as one of long ones: all are divided by what a batch's sum is on average.
+"""
+
+import sys
+
+import lightning
+import torch
+from tiny_model import TinyDecoder
+from torch.utils.data import DataLoader
+
+import exact_prep
+from exact_prep.integrations.torch import Collator, weighted_cross_entropy
+
+
+class Weighted(lightning.LightningModule):
+    def __init__(self, model: torch.nn.Module, weight_per_row: float) -> None:
+        super().__init__()
+        self.model, self.weight_per_row = model, weight_per_row
+
+    def training_step(self, batch, index):
+        logits = self.model(batch["input_ids"], batch["position_ids"])
+        loss = weighted_cross_entropy(
+            logits, batch["labels"], batch["loss_weights"], denominator=len(logits) * self.weight_per_row
+        )
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def main(directory: str, steps: int = 3) -> None:
+    lightning.seed_everything(0)
+    dataset = exact_prep.open(directory)
+    model = TinyDecoder(dataset.manifest.tokenizer.vocab_size, dataset.seq_len)
+    loader = DataLoader(dataset.shuffle(0), batch_size=2, collate_fn=Collator())
+    trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(Weighted(model, dataset.weight_per_row), loader)
+    print(f"step {steps - 1}: loss {trainer.callback_metrics['loss']:.4f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))

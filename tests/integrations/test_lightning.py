@@ -1,0 +1,83 @@
+"""Laws of the Lightning route in examples/lightning_module.py: the oracle's gradient, however rows are split."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from oracle import bigram_oracle, framework
+
+import exact_prep
+
+torch = framework("torch")
+lightning = framework("lightning")
+
+from torch_models import Bigram  # noqa: E402
+
+from exact_prep.integrations.torch import Collator  # noqa: E402
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+from lightning_module import Weighted  # noqa: E402
+
+
+class Sgd(Weighted):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def moved(rows, per_row, steps, path):
+    """By how much one optimizer step over `rows`, in `steps` microbatches, moves the bigram table."""
+    module = Sgd(Bigram(), per_row)
+    before = module.model.table.detach().clone()
+    loader = torch.utils.data.DataLoader(rows, batch_size=len(rows) // steps, collate_fn=Collator())
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accumulate_grad_batches=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=path,
+    )
+    trainer.fit(module, loader)
+    return before - module.model.table.detach()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_accumulation_gives_the_oracle_s_gradient_over_a_constant(dataset, weights_file, tmp_path, steps):
+    rows = dataset[:4]
+    _, gradient = bigram_oracle(Bigram().table.tolist(), rows, weights_file)
+    weights = sum(float(row.loss_weights.astype("f8").sum()) for row in rows)
+    scale = weights / (4 * dataset.weight_per_row)
+    got = moved(rows, dataset.weight_per_row, steps, tmp_path)
+    torch.testing.assert_close(got, torch.tensor(gradient) * scale, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_uniform_weights_are_lightning_s_own_loss(directory, tmp_path):
+    plain = exact_prep.open(directory, plain=True)
+
+    class Own(Sgd):
+        def training_step(self, batch, index):
+            logits = self.model(batch["input_ids"])
+            return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+    rows = plain[:4]
+    targets = sum(int((row.labels() != -100).sum()) for row in rows)
+    ours = moved(rows, targets / 4, 1, tmp_path)
+    module = Own(Bigram(), 1.0)
+    before = module.model.table.detach().clone()
+    lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    ).fit(module, torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=Collator()))
+    torch.testing.assert_close(ours, before - module.model.table.detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_weight_per_row_is_the_mean_over_the_corpus(dataset, directory):
+    sums = [float(row.loss_weights.astype("f8").sum()) for row in dataset]
+    assert dataset.weight_per_row == pytest.approx(sum(sums) / len(sums), rel=1e-9)
+    plain = exact_prep.open(directory, plain=True)
+    assert plain.weight_per_row == pytest.approx(sum(float(row.loss_weights.sum()) for row in plain) / len(plain))
