@@ -17,6 +17,7 @@ import exact_prep
 from exact_prep.errors import DatasetError, UsageError, WeightsError
 from exact_prep.integrations import columns, reader
 from exact_prep.integrations.order import BatchOrder
+from exact_prep.manifest import WeightsFile, encode, sealed
 
 SEQ_LEN = 64
 
@@ -257,7 +258,7 @@ def test_a_dataset_that_cannot_be_trusted_is_refused_with_its_remedy(tmp_path, d
         with pytest.raises(DatasetError, match=message):
             exact_prep.open(path, **options)
 
-    refused("no manifest.json.*exact-prep pack", tmp_path)
+    refused("has no manifest.json.*exact-prep pack", tmp_path)
     path = write_dataset(tmp_path / "one", docs, seq_len=SEQ_LEN)
     refused("not weighed; run `exact-prep weigh", path)
     assert len(exact_prep.open(path, plain=True)) > 0
@@ -267,6 +268,9 @@ def test_a_dataset_that_cannot_be_trusted_is_refused_with_its_remedy(tmp_path, d
     (path / "weights.json").write_text((other / "weights.json").read_text())
     refused("belongs to another dataset.*exact-prep weigh", path)
     (path / "weights.json").write_text(own.replace('"complete"', '"under way"'))
+    refused("was changed after it was written", path)
+    half = WeightsFile.model_validate_json(own).model_copy(update={"state": "under way"})
+    (path / "weights.json").write_bytes(encode(sealed(half)))
     refused("under way.*exact-prep weigh", path)
     (path / "weights.json").write_text(own)
     shard = next(path.glob("*.arrow"))

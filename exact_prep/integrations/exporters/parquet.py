@@ -6,6 +6,7 @@ Weights are float32, the same numbers: many readers of Parquet know no float16.
 from __future__ import annotations
 
 from itertools import chain, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from exact_prep.storage import explained
 from exact_prep.views import arrow_view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from exact_prep.choices import Align
@@ -33,10 +34,9 @@ def write(
     """data-00000.parquet and so on."""
     as_batch = levanter_batch if kind == "levanter" else full_batch
     files: list[str] = []
-    written = 0
-    for number, part in groupby(blocks(dataset, align), lambda block: written // FILE_TOKENS):
+    for number, part in groupby(by_file(blocks(dataset, align)), itemgetter(0)):
         files.append(f"data-{number:05d}.parquet")
-        batches = map(as_batch, part)
+        batches = (as_batch(block) for _, block in part)
         first = next(batches)
         with (
             explained("write", out / files[-1]),
@@ -44,9 +44,16 @@ def write(
         ):
             for batch in chain([first], batches):
                 writer.write_batch(batch)
-                written += batch.num_rows * dataset.seq_len
                 progress(batch.num_rows * dataset.seq_len)
     return {"files": files}
+
+
+def by_file(parts: Iterable[Block]) -> Iterator[tuple[int, Block]]:
+    """Each block with the number of its file."""
+    tokens = 0
+    for block in parts:
+        yield tokens // FILE_TOKENS, block
+        tokens += block.input_ids.size
 
 
 def levanter_batch(block: Block) -> pa.RecordBatch:
