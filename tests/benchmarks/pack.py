@@ -9,11 +9,12 @@ default this one; one that is not installed is listed as such.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,11 @@ def main() -> None:
             for name, command in {**todo, "exact-prep, one document": start_up}.items():
                 shutil.rmtree(out, ignore_errors=True)
                 try:
-                    measured.setdefault(name, []).append(run(command))
+                    figures = run(command)
+                    if (out / "manifest.json").is_file():
+                        ledger = json.loads((out / "manifest.json").read_bytes())["ledger"]
+                        figures = replace(figures, tokens=ledger["text_tokens"] + ledger["eos_tokens"])
+                    measured.setdefault(name, []).append(figures)
                 except subprocess.CalledProcessError as error:
                     print(f"{name} failed:\n{error.output[-2000:]}", file=sys.stderr)
                     todo.pop(name, None)
