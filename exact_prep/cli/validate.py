@@ -48,6 +48,10 @@ def validate(
         Path | None,
         typer.Option(help="A copy of NoLiMa (needle_set.json, haystacks below), mind its licence."),
     ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness to add, as in lambada_openai,piqa.", show_default="none"),
+    ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
     workers: Workers = None,
 ) -> None:
@@ -78,6 +82,7 @@ def validate(
         model=None if model == "small" else Path(model),
         device=on,
         nolima=nolima,
+        harness=tuple(harness.split(",")) if harness else (),
     )
     talk = Console(stderr=True)
     results = run_experiment(

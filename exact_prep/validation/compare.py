@@ -69,8 +69,8 @@ def in_order(measures: Iterable[str]) -> list[str]:
 
 
 def lower_is_better(measure: str) -> bool:
-    """Losses; of all other measures more is better."""
-    return measure.startswith(("loss", "mixture"))
+    """Losses and what follows from them; of all other measures more is better."""
+    return measure.startswith(("loss", "mixture")) or measure.endswith(("perplexity", "bits_per_byte"))
 
 
 def place_of(measure: str) -> int | None:

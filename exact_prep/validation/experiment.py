@@ -68,6 +68,8 @@ class Experiment:
     model: Path | None = None
     device: str = "cpu"
     nolima: Path | None = None
+    harness: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness."""
 
     @cached_property
     def settings(self) -> Settings:
@@ -81,6 +83,7 @@ class Experiment:
             model=str(self.model) if self.model else "small",
             device=self.device,
             nolima=str(self.nolima) if self.nolima else "",
+            harness=",".join(self.harness),
             sizes=sizes,
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 from exact_prep.dataset import load_manifest
 from exact_prep.errors import UsageError
 from exact_prep.storage import read_bytes
-from exact_prep.validation import nolima, probes, ruler
+from exact_prep.validation import harness, nolima, probes, ruler
 from exact_prep.validation.batches import batch_of
 from exact_prep.validation.synthetic import SyntheticStream, document
 
@@ -47,6 +47,8 @@ def measure(job: Job, model: nn.Module) -> dict[str, float]:
         lengths = (stream.seq_len // 2, stream.seq_len, 2 * stream.seq_len)
         makers = ruler.MAKERS | (nolima.makers(experiment.nolima) if experiment.nolima else {})
         measures |= ruler.suite(model, codec, lengths, tier.ruler_items, 4242, device, makers)
+    if codec and experiment.harness:
+        measures |= harness.evaluate(model, codec, list(experiment.harness), device)
     return measures
 
 
@@ -75,19 +77,27 @@ def codec_of(tokenizer: str, sha256: str) -> ruler.Codec | None:
 
 
 def tell_of_text_suite(experiment: Experiment, told: Callable[[str], None]) -> None:
-    """Say if the text suite will be left out; raises UsageError if NoLiMa was asked for and cannot be read."""
+    """Say if the text suite will be left out; raises UsageError if what was asked for cannot be measured."""
     if experiment.nolima is not None:
         nolima.makers(experiment.nolima)
+    if experiment.harness:
+        harness.imported()
+    no_text = why_no_text(experiment)
+    small = "" if experiment.tier.ruler_items else f"the {experiment.tier_name} tier is too small for it"
+    no_suite = small or no_text if experiment.data is not None else no_text
+    if experiment.nolima is not None and no_suite:
+        raise UsageError(f"--nolima needs the text suite, but {no_suite}")
+    if experiment.harness and no_text:
+        raise UsageError(f"--harness needs a model that reads text, but {no_text}")
+    if experiment.data is not None and no_suite:
+        told(f"no text suite: {no_suite}")
+
+
+def why_no_text(experiment: Experiment) -> str:
+    """Why the models of an experiment cannot be asked in words; empty if they can."""
     if experiment.data is None:
-        reason = "synthetic tokens are no text"
-    elif not experiment.tier.ruler_items:
-        reason = f"the {experiment.tier_name} tier is too small for it"
-    else:
-        tokenizer = load_manifest(experiment.data).tokenizer
-        if codec_of(tokenizer.name, tokenizer.sha256):
-            return
-        reason = f"the dataset's tokenizer {tokenizer.name!r} is not there, or no longer the one it was packed with"
-    if experiment.nolima is not None:
-        raise UsageError(f"--nolima needs the text suite, but {reason}")
-    if experiment.data is not None:
-        told(f"no text suite: {reason}")
+        return "synthetic tokens are no text"
+    tokenizer = load_manifest(experiment.data).tokenizer
+    if codec_of(tokenizer.name, tokenizer.sha256):
+        return ""
+    return f"the dataset's tokenizer {tokenizer.name!r} is not there, or no longer the one it was packed with"

@@ -29,6 +29,8 @@ class Settings(Record):
     device: str
     nolima: str
     """Directory of the NoLiMa needle set; empty without it."""
+    harness: str = ""
+    """Tasks of lm-evaluation-harness, joined by commas."""
     sizes: dict[str, int | float]
     """Of models, rows and schedules."""
 
