@@ -286,6 +286,14 @@ class WeightsFile(Record):
     checksum: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     """sha256 of this record with an empty checksum: an edit by hand is found."""
 
+    @model_validator(mode="after")
+    def fits(self) -> WeightsFile:
+        """Refuse a table whose columns differ in length."""
+        buckets = {len(self.counts), len(self.in_tail), len(self.weights), len(self.exposure.counts)}
+        if buckets != {len(self.bucket_edges) - 1}:
+            raise ValueError("bucket_edges, counts, in_tail, weights and exposure are not of the same buckets")
+        return self
+
 
 RecordT = TypeVar("RecordT", bound=Record)
 

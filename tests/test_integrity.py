@@ -149,7 +149,7 @@ FORGERIES: dict[str, tuple[str, Any, Callable[[dict], object], str]] = {
     ),
     "another alpha": ("weights.json", WeightsFile, lambda v: v.update(alpha=0.3), "does not follow"),
     "another share": ("weights.json", WeightsFile, lambda v: v.update(tail_share=0.3), "does not follow"),
-    "other weights": ("weights.json", WeightsFile, lambda v: v["weights"].append(3.0), "does not follow"),
+    "other weights": ("weights.json", WeightsFile, lambda v: v["weights"].__setitem__(-1, 3.0), "does not follow"),
     "an impossible option": ("weights.json", WeightsFile, lambda v: v.update(eps=0.0), "eps must be > 0"),
     "no shards": ("weights.json", WeightsFile, lambda v: v.update(shards=[]), "does not list the shards"),
     "another dataset's": (
@@ -217,3 +217,16 @@ def test_verify_reports_all_damaged_datasets_of_a_directory(tokenizer_file, tmp_
     findings = verify(tmp_path / "out")
     assert any("32/manifest.json" in finding for finding in findings)
     assert any("64/weights.json" in finding for finding in findings)
+
+
+def test_a_table_of_unequal_columns_is_refused_by_every_command(copy):
+    """Found by fuzzing: with its checksum made right it stopped `report` with an internal error."""
+    whole = (copy / "weights.json").read_bytes()
+    for change in (lambda v: v["weights"].pop(), lambda v: v["counts"].append(1), lambda v: v["bucket_edges"].pop()):
+        values = json.loads(whole)
+        change(values)
+        unsealed = WeightsFile.model_construct(**values)
+        (copy / "weights.json").write_bytes(json.dumps({**values, "checksum": unsealed.checksum}).encode())
+        assert any("are not of the same buckets" in finding for finding in found(copy))
+        with pytest.raises(DatasetError, match="are not of the same buckets"):
+            gather(copy)

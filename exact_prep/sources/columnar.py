@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError
 from exact_prep.sources.documents import BATCH_BYTES, MAX_ID, numbers, set_aside, utf8_bytes
+from exact_prep.sources.long_texts import LONG, batches_of, utf8_pieces
 from exact_prep.sources.streams import Damaged, check_unchanged
 from exact_prep.storage import explained
 from exact_prep.views import numpy_view
@@ -88,7 +90,10 @@ def read_columns(part: Part, open_columns: Callable[[Part], Columns]) -> Iterato
         columns = open_columns(part)
         row = columns.first
         for rows in columns.rows:
-            yield convert(part, rows, columns.first)
+            if part.options.ids_field is None and is_long(rows.column):
+                yield from long_texts_of(part, rows, columns.first)
+            else:
+                yield convert(part, rows, columns.first)
             row += len(rows.column)
             consumed += rows.consumed
         yield TextBatch(records=np.empty(0, np.int64), bytes_read=columns.share - consumed)
@@ -155,11 +160,31 @@ def texts_of(part: Part, rows: Rows, origin: int) -> TextBatch:
     )
 
 
+def is_long(column: pa.Array) -> bool:
+    """Whether a value may be too long to become a string: its buffers alone tell, and cost nothing to look at."""
+    return len(column) > 0 and column.nbytes >= LONG and not pa.types.is_dictionary(column.type)
+
+
+def long_texts_of(part: Part, rows: Rows, origin: int) -> Iterator[TextBatch]:
+    """As `texts_of`, a row a batch, and rows that are long in pieces."""
+    share = rows.consumed
+    for row in range(len(rows.column)):
+        one = Rows(rows.column.slice(row, 1), rows.first + row, share)
+        value = one.column[0].as_buffer()
+        pieces = None if value is None else utf8_pieces(memoryview(value))
+        batches = iter([texts_of(part, one, origin)]) if pieces is None else batches_of(pieces, one.first - origin)
+        for batch in batches:
+            yield replace(batch, bytes_read=share)
+            share = 0
+
+
 def strings(column: pa.Array) -> list[Any]:
     """A column's values as str; None where there is none, bytes where they are not UTF-8."""
     if isinstance(column, pa.DictionaryArray):
-        values = strings(column.dictionary)
-        return [None if index is None else values[index] for index in column.indices.to_pylist()]
+        values, indices = strings(column.dictionary), column.indices.to_pylist()
+        if not all(index is None or 0 <= index < len(values) for index in indices):
+            raise Damaged(f"an index lies outside the dictionary of {len(values)} values")
+        return [None if index is None else values[index] for index in indices]
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

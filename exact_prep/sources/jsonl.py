@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -16,10 +17,11 @@ import numpy as np
 
 from exact_prep.batches import TextBatch
 from exact_prep.sources.documents import BATCH_RECORDS, MAX_DOCUMENT, MAX_ID, numbers, set_aside, utf8_bytes
+from exact_prep.sources.long_texts import LONG, batches_of, json_pieces
 from exact_prep.sources.streams import BOM, Damaged, compression, count_newlines, line_blocks, whole_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from exact_prep.batches import Rejected
     from exact_prep.config import SourceOptions
@@ -43,7 +45,7 @@ class Unusable(Exception):
 class Group(NamedTuple):
     """Some records of a file, still encoded."""
 
-    records: list[bytes]
+    records: Sequence[bytes | bytearray]
     offset: int
     """Where the first one begins in the file's content."""
     consumed: int
@@ -71,7 +73,7 @@ def read_jsonl(part: Part, *, block: int) -> Iterator[TextBatch]:
 
 def line_groups(blocks: Iterable[Block]) -> Iterator[Group]:
     """Lines without their newlines; the cost is linear however long a line is. A BOM at offset 0 is dropped."""
-    tail: list[bytes] = []
+    tail = bytearray()  # grows in place: a long line is held once
     held = tail_offset = 0
     for block in blocks:
         data = block.data
@@ -79,21 +81,21 @@ def line_groups(blocks: Iterable[Block]) -> Iterator[Group]:
             data = data[len(BOM) :]
         if not held:
             tail_offset = block.offset + len(block.data) - len(data)
-        lines = data.split(b"\n")
+        lines: list[bytes | bytearray] = [*data.split(b"\n")]
         held += len(lines[0])
         if held <= MAX_DOCUMENT:
-            tail.append(lines[0])
+            tail += lines[0]
         else:
             tail.clear()
         rest = lines.pop()
         if lines:
-            lines[0] = b"".join(tail) if held <= MAX_DOCUMENT else TOO_LONG
-            tail, held = [rest], len(rest)
+            lines[0] = tail if held <= MAX_DOCUMENT else TOO_LONG
+            tail, held = bytearray(rest), len(rest)
         yield Group(lines, tail_offset, block.consumed)
         if lines:
             tail_offset = block.offset + len(block.data) - held
     if held:
-        yield Group([b"".join(tail) if held <= MAX_DOCUMENT else TOO_LONG], tail_offset, 0)
+        yield Group([tail if held <= MAX_DOCUMENT else TOO_LONG], tail_offset, 0)
 
 
 def decode_groups(part: Part, groups: Iterable[Group], place: Callable[[int, int], str]) -> Iterator[TextBatch]:
@@ -104,10 +106,17 @@ def decode_groups(part: Part, groups: Iterable[Group], place: Callable[[int, int
         for group in groups:
             consumed += group.consumed
             offset = group.offset
-            for low in range(0, max(len(group.records), 1), BATCH_RECORDS):
-                records = group.records[low : low + BATCH_RECORDS]
-                batch = decode_records(part, decode, records, (first, offset), place)
-                yield batch if low else replace(batch, bytes_read=group.consumed)
+            share = group.consumed
+            for records in runs(group.records):
+                long = len(records) == 1 and len(records[0]) >= LONG and part.options.ids_field is None
+                pieces = json_pieces(records[0], part.options.text_field) if long else None
+                if pieces is None:
+                    batches = iter([decode_records(part, decode, records, (first, offset), place)])
+                else:
+                    batches = batches_of(pieces, first)
+                for batch in batches:
+                    yield replace(batch, bytes_read=share)
+                    share = 0
                 first += len(records)
                 offset += sum(map(len, records)) + len(records)
     except Damaged as damage:
@@ -116,10 +125,21 @@ def decode_groups(part: Part, groups: Iterable[Group], place: Callable[[int, int
         yield TextBatch(records=numbers(0, 0, []), read=1, rejected=(rejected,), bytes_read=rest)
 
 
+def runs(records: Sequence[bytes | bytearray]) -> Iterator[list[bytes | bytearray]]:
+    """The records in lists of bounded size, each long one alone; one empty list if there are none."""
+    if not records:
+        yield []
+    for long, some in groupby(records, lambda record: len(record) >= LONG):
+        together = list(some)
+        size = 1 if long else BATCH_RECORDS
+        for low in range(0, len(together), size):
+            yield together[low : low + size]
+
+
 def decode_records(
     part: Part,
-    decode: Callable[[bytes], Any],
-    records: list[bytes],
+    decode: Callable[[bytes | bytearray], Any],
+    records: Sequence[bytes | bytearray],
     begin: tuple[int, int],
     place: Callable[[int, int], str],
 ) -> TextBatch:
@@ -156,7 +176,7 @@ def decode_records(
     )
 
 
-def decoder(options: SourceOptions) -> Callable[[bytes], Any]:
+def decoder(options: SourceOptions) -> Callable[[bytes | bytearray], Any]:
     """What decodes one record's field, as `.value`; raises one of REFUSALS."""
     field, kind = (options.text_field, str) if options.ids_field is None else (options.ids_field, list[int])
     try:
@@ -167,12 +187,12 @@ def decoder(options: SourceOptions) -> Callable[[bytes], Any]:
     return msgspec.json.Decoder(record).decode
 
 
-def refuse(record: bytes) -> Any:
+def refuse(record: bytes | bytearray) -> Any:
     """A decoder that decodes nothing."""
     raise msgspec.DecodeError(f"{len(record)} bytes")
 
 
-def decode_patiently(record: bytes, options: SourceOptions) -> Any:
+def decode_patiently(record: bytes | bytearray, options: SourceOptions) -> Any:
     """The field as Python's json has it, "" or [] for a blank record; raises Unusable."""
     field, kind = (options.text_field, str) if options.ids_field is None else (options.ids_field, list)
     if record is TOO_LONG:
@@ -204,7 +224,7 @@ def decode_patiently(record: bytes, options: SourceOptions) -> Any:
     return value
 
 
-def is_utf8(data: bytes) -> bool:
+def is_utf8(data: bytes | bytearray) -> bool:
     """Whether the bytes are UTF-8."""
     try:
         data.decode()

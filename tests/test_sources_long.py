@@ -1,0 +1,126 @@
+"""Laws of texts too long for a string: given in pieces they are the same text, in any spelling and any format."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pyarrow as pa
+import pytest
+from corpora import arrow, jsonl, parquet, read_inputs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact_prep.sources import long_texts
+from exact_prep.sources.long_texts import json_cut, json_pieces, utf8_pieces
+
+
+@pytest.fixture(autouse=True)
+def short_is_long(monkeypatch):
+    """What takes megabytes takes bytes here."""
+    monkeypatch.setattr(long_texts, "PIECE", 64)
+    for module in ("long_texts", "jsonl", "columnar"):
+        monkeypatch.setattr(f"exact_prep.sources.{module}.LONG", 100)
+
+
+TEXTS = st.text(st.sampled_from('ab \n\\"/u{}é東🙂\t\u2028\x00dcDC08'), max_size=600)
+
+
+@given(text=TEXTS, ascii_only=st.booleans())
+def test_pieces_of_json_are_the_text(text, ascii_only):
+    record = json.dumps({"id": 1, "text": text, "more": [text]}, ensure_ascii=ascii_only).encode()
+    found = json_pieces(record, "text")
+    if found is None:
+        assert len(json.dumps(text, ensure_ascii=ascii_only).encode()) < 100
+    else:
+        pieces = list(found)
+        assert "".join(pieces) == text
+        assert all(pieces)
+
+
+@given(TEXTS)
+def test_pieces_of_utf8_are_the_text(text):
+    found = utf8_pieces(memoryview(text.encode()))
+    assert ("".join(found) == text) if found is not None else len(text.encode()) < 100
+
+
+@given(TEXTS)
+def test_a_cut_never_parts_an_escape(text):
+    for ascii_only in (True, False):
+        data = json.dumps(text, ensure_ascii=ascii_only).encode()[1:-1]
+        at = json_cut(data, len(data))
+        assert json.loads(b'"%b"' % data[:at]) + json.loads(b'"%b"' % data[at:]) == text
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"text": "' + b"x" * 200 + b"\\ud800" + b'"}',
+        b'{"text": "' + b"x" * 200 + b"\xff" + b'"}',
+        b'{"text": "' + b"x" * 200 + b"\\q" + b'"}',
+        b'{"text": ["' + b"x" * 200 + b'"]}',
+        b'{"other": "' + b"x" * 200 + b'"}',
+        b'{"text": "' + b"x" * 200,
+        b'["' + b"x" * 200 + b'"]',
+    ],
+)
+def test_what_is_no_good_string_is_left_to_the_usual_way(record):
+    assert json_pieces(record, "text") is None
+
+
+def mixed():
+    choose = random.Random(5)
+    words = ["word", "é", "東京", "🙂", '"', "\\", "\n", "\\u0041"]
+    lengths = [3, 900, 5, 0, 1, 2000, 400, 0, 7, 50]
+    return [" ".join(choose.choices(words, k=n)) for n in lengths]
+
+
+@pytest.mark.parametrize(
+    ("name", "encode"),
+    [
+        ("a.jsonl", jsonl),
+        ("a.parquet", parquet()),
+        ("a.arrow", arrow(stream=False)),
+        ("b.arrow", arrow(stream=True, kind=pa.large_string())),
+        ("c.arrow", arrow(stream=True, kind=pa.string_view())),
+        ("d.arrow", arrow(stream=True, kind=pa.dictionary(pa.int8(), pa.string()))),
+    ],
+)
+def test_every_reader_gives_long_documents_whole_and_in_order(name, encode, tmp_path):
+    texts = mixed()
+    (tmp_path / name).write_bytes(encode(texts))
+    read = read_inputs(tmp_path / name)
+    assert read.texts == [text for text in texts if text]
+    assert read.empty == 2
+    assert read.rejected == []
+
+
+def test_bad_long_documents_are_set_aside_whole(tmp_path):
+    lines = [b'{"text": "' + b"word " * 100 + b'"}', b'{"text": "' + b"x" * 500 + b'\\ud800"}', b'{"text": "short"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    read = read_inputs(tmp_path / "a.jsonl", on_error="reject")
+    assert read.texts == ["word " * 100, "short"]
+    assert [(one.place, one.record) for one in read.rejected] == [("line 2", 1)]
+    assert "lone surrogate" in read.rejected[0].reason
+    column = pa.array([b"word " * 100, b"x" * 500 + b"\xff", b"short"]).view(pa.string())
+    with (
+        pa.OSFile(str(tmp_path / "b.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, pa.schema([("text", pa.string())])) as writer,
+    ):
+        writer.write_table(pa.table({"text": column}))
+    read = read_inputs(tmp_path / "b.arrow", on_error="reject")
+    assert read.texts == ["word " * 100, "short"]
+    assert [(one.place, one.record) for one in read.rejected] == [("row 1", 1)]
+
+
+def test_an_index_beyond_its_dictionary_is_damage(tmp_path):
+    """Found by fuzzing: pyarrow gives what lies behind the dictionary."""
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 5], pa.int8()), pa.array(["a", "b"]), safe=False)
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, pa.schema([("text", column.type)])) as writer,
+    ):
+        writer.write_table(pa.table({"text": column}))
+    read = read_inputs(tmp_path / "a.arrow", on_error="reject")
+    assert read.texts == []
+    assert "an index lies outside the dictionary of 2 values" in read.rejected[0].reason
