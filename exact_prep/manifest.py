@@ -27,6 +27,9 @@ ALIGNMENT = "target"
 LARGEST_COUNT = 2**63 - 1
 """Counters are int64 wherever they are added up."""
 
+LARGEST_WEIGHT = 65504.0
+"""What float16 holds."""
+
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 RowLength = Annotated[int, Field(ge=2, le=2**27)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -270,7 +273,7 @@ class WeightsFile(Record):
     counts: tuple[Count, ...]
     """Supervised targets per bucket."""
     in_tail: tuple[bool, ...]
-    weights: tuple[float, ...]
+    weights: tuple[Annotated[float, Field(ge=0, le=LARGEST_WEIGHT)], ...]
     """Weight of a supervised target per bucket, before rounding to float16."""
     scale: float
     """What all weights were divided by (`normalize`)."""

@@ -113,6 +113,17 @@ def test_bad_long_documents_are_set_aside_whole(tmp_path):
     assert [(one.place, one.record) for one in read.rejected] == [("row 1", 1)]
 
 
+@pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
+def test_a_column_s_name_that_is_not_utf8_is_damage(name, tmp_path):
+    """Found by fuzzing."""
+    encode = parquet() if name == "a.parquet" else arrow(stream=True)
+    data = encode(["one", "two"])
+    (tmp_path / name).write_bytes(data.replace(b"text", b"te\xfft"))
+    read = read_inputs(tmp_path / name, on_error="reject")
+    assert read.texts == []
+    assert "UTF-8" in read.rejected[0].reason or "utf-8" in read.rejected[0].reason
+
+
 def test_an_index_beyond_its_dictionary_is_damage(tmp_path):
     """Found by fuzzing: pyarrow gives what lies behind the dictionary."""
     column = pa.DictionaryArray.from_arrays(pa.array([0, 5], pa.int8()), pa.array(["a", "b"]), safe=False)

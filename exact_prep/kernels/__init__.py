@@ -3,7 +3,8 @@
 A kernel is a plain function named for what it computes: arrays in, `out` last, nothing allocated, nothing returned
 but a count. `@kernel(signature)` compiles it at its first call, for exactly the dtypes it names, so that
 
-* importing this package costs nothing (importing Numba costs 0.3 s, each kernel about 0.15 s);
+* importing this package costs nothing (importing Numba costs 0.3 s, each kernel about 0.15 s, once per machine: the
+  machine code is kept beside the source, or in the user's cache);
 * a read-only input (an Arrow buffer) and a writable one run the same machine code instead of compiling twice;
 * a wrong dtype is a TypeError, not a silent conversion.
 
@@ -39,7 +40,11 @@ class Kernel:
             writable, word = word.startswith("out:"), word.removeprefix("out:")
             scalar, rank = dtypes[word[:2]], word.count(":")
             arguments.append(types.Array(scalar, rank, "C", readonly=not writable) if rank else scalar)
-        return njit(types.int64(*arguments), nogil=True)(self.python)
+        compiled = types.int64(*arguments)
+        try:
+            return njit(compiled, nogil=True, cache=True)(self.python)
+        except RuntimeError:  # there is no place to keep machine code: neither beside the source nor in a home
+            return njit(compiled, nogil=True)(self.python)
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:

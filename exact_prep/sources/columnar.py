@@ -77,7 +77,7 @@ def reading(part: Part) -> Iterator[None]:
                 raise Damaged(f"pyarrow cannot read it: {error}") from error
     except MemoryError as error:
         raise SourceError(f"{part.name} needs more memory than there is ({error});\nuse fewer workers") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise Damaged(f"pyarrow cannot read it: {error}") from error
 
 
@@ -111,7 +111,10 @@ def pick_column(part: Part, schema: pa.Schema) -> str:
     found = schema.get_all_field_indices(name)
     if len(found) != 1:
         problem = "there is no column" if not found else f"there are {len(found)} columns"
-        there = ", ".join(map(repr, schema.names)) or "none"
+        try:
+            there = ", ".join(map(repr, schema.names)) or "none"
+        except UnicodeDecodeError as error:
+            raise Damaged(f"the name of a column is not UTF-8 ({error.reason})") from error
         raise SourceError(f"{part.name}: {problem} {name!r};\nname one with {option}, there is: {there}")
     kind = schema.field(found[0]).type
     if not (is_ids(kind) if ids else is_text(kind)):

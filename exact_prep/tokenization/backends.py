@@ -96,22 +96,27 @@ class Tokenizers:
 BACKENDS: dict[BackendName, type[Fastokens | Tokenizers]] = {"fastokens": Fastokens, "tokenizers": Tokenizers}
 
 
-@lru_cache(maxsize=4)
 def load(
     name: BackendName, path: Path, sha256: str, *, split_special: bool, version_wanted: str | None = None
 ) -> Fastokens | Tokenizers:
-    """A backend for the tokenizer.json at `path`, once per process: big vocabularies take 0.3 to 0.8 s.
+    """A backend for the tokenizer.json at `path`.
 
     With `split_special`, text that spells a special token is plain text. Raises TokenizerError if the file is not the
     one with hash `sha256`, the library not the one wanted, or the file one that it does not support.
     """
+    if version_wanted not in (None, version(name)):
+        raise TokenizerError(f"this run was planned with {name} {version_wanted}, here is {version(name)}; install it")
+    return loaded(name, path, sha256, split_special)
+
+
+@lru_cache(maxsize=4)
+def loaded(name: BackendName, path: Path, sha256: str, split_special: bool) -> Fastokens | Tokenizers:
+    """As `load`, once per process: big vocabularies take 0.3 to 0.8 s."""
     for variable, value in ONE_THREAD.items():
         os.environ.setdefault(variable, value)
     data = read(path)
     if digest(data) != sha256:
         raise TokenizerError(f"{path} changed since this run was planned; restore it, or start a new run")
-    if version_wanted not in (None, version(name)):
-        raise TokenizerError(f"this run was planned with {name} {version_wanted}, here is {version(name)}; install it")
     try:
         return BACKENDS[name](data.decode(), split_special=split_special)
     except (KeyboardInterrupt, SystemExit, MemoryError):

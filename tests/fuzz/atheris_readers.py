@@ -14,6 +14,11 @@ try:
 except ModuleNotFoundError:
     sys.exit("coverage-guided fuzzing needs atheris: pip install atheris")
 
+# Before the instruments: Numba cannot compile instrumented kernels.
+import exact_prep.kernels.best_fit
+import exact_prep.kernels.contexts
+import exact_prep.kernels.rows
+
 with atheris.instrument_imports(include=["exact_prep"]):
     import exact_prep.pipeline
     import exact_prep.reports
