@@ -54,7 +54,9 @@ def export(
 
         made = run(directory, to, out, align=align, overwrite=overwrite, progress=progress)
         display(events.Finished())
-    typer.echo(f"{out}: {made['rows']:,} rows of {made['seq_len']:,} tokens for {to}, weights of {made['align']}s")
+    typer.echo(
+        f"{out}: {made['rows']:,} rows of {made['seq_len']:,} tokens for {to}, weights aligned with the {made['align']}"
+    )
     if shares := made.get("tail_share_of_supervision"):
         typer.echo(
             f"{out}: the tail gets {shares['uniform']:.2%} of supervision when rows are drawn alike, "
