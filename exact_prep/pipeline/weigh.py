@@ -90,11 +90,12 @@ def weigh(
             raise UsageError(f"{out} holds a dataset, {directory} holds several; choose another --out")
         jobs = [job_of(home, target, options) for home, target in zip(homes, targets, strict=True)]
         copied = {job.target: file for job in jobs if job.is_copy and (file := finished_copy(job))}
-        if len(copied) == len(jobs):
+        if len(copied) == len(jobs) and not any((job.target / WORK).exists() for job in jobs):
             # Nothing is left to be continued: this is another call, which may replace them only if it says so.
             copied = {}
         for job in jobs:
             if job.target in copied:
+                remove(job.target / WORK)
                 written.append(copied[job.target])
                 continue
             if job.is_copy:

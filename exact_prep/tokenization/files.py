@@ -15,6 +15,8 @@ import msgspec
 
 from exact_prep.errors import TokenizerError
 
+HUB_TIMEOUT_S = 10
+
 Role = Literal["eos", "bos", "pad"]
 
 FILE = "tokenizer.json"
@@ -71,20 +73,28 @@ def locate(name: str) -> Path:
 
 def download(name: str) -> Path:
     """The cached copy of a hub tokenizer's files, downloaded where the cache has none."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    offline = False
     try:
-        path = Path(hf_hub_download(name, FILE))
+        try:
+            get_hf_file_metadata(hf_hub_url(name, FILE), timeout=HUB_TIMEOUT_S)
+        except (HfHubHTTPError, HFValidationError):
+            raise
+        except Exception:  # its HTTP library's own, which changes with its versions: the hub is out of reach
+            # Asked once, and not as hf_hub_download does for half a minute, a warning each time.
+            offline = True
+        path = Path(hf_hub_download(name, FILE, local_files_only=offline))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = "out of reach, and no copy in the cache" if offline else str(error).strip().partition("\n")[0]
         raise TokenizerError(
             f"{name} is no local path, and the Hugging Face hub gave no {FILE} for it ({reason}); "
             f"pass a {FILE} or a directory that holds one"
         ) from error
     for companion in COMPANIONS:
         try:
-            hf_hub_download(name, companion)
+            hf_hub_download(name, companion, local_files_only=offline)
         except LocalEntryNotFoundError:
             continue  # offline, and not in the cache: then it was not there when the tokenizer was downloaded
         except EntryNotFoundError:

@@ -12,12 +12,13 @@ An export is written beside its place and renamed when every byte is on the devi
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from exact_prep import __version__
 from exact_prep.choices import ExportFormat
-from exact_prep.errors import UsageError
+from exact_prep.errors import StorageError, UsageError
 from exact_prep.integrations.columns import check_align
 from exact_prep.integrations.reader import open  # noqa: A004
 from exact_prep.manifest import canonical_json
@@ -78,7 +79,12 @@ def export(
     unfinished = out.with_name(out.name + TEMPORARY)
     remove(unfinished)
     make_directory(unfinished)
-    facts = writer.write(dataset, kind, unfinished, chosen, progress)
+    try:
+        facts = writer.write(dataset, kind, unfinished, chosen, progress)
+    except BaseException:
+        with suppress(StorageError):
+            remove(unfinished)
+        raise
     record = {
         "format": kind,
         "align": chosen,
