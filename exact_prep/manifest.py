@@ -292,9 +292,8 @@ class WeightsFile(Record):
     @model_validator(mode="after")
     def fits(self) -> WeightsFile:
         """Refuse a table whose columns differ in length."""
-        buckets = {len(self.counts), len(self.in_tail), len(self.weights), len(self.exposure.counts)}
-        if buckets != {len(self.bucket_edges) - 1}:
-            raise ValueError("bucket_edges, counts, in_tail, weights and exposure are not of the same buckets")
+        if {len(self.counts), len(self.in_tail), len(self.weights)} != {len(self.bucket_edges) - 1}:
+            raise ValueError("bucket_edges, counts, in_tail and weights are not of the same buckets")
         return self
 
 

@@ -119,6 +119,7 @@ def weights_of(manifest: Manifest, weights: WeightsFile) -> Iterator[str]:
         yield f"{WEIGHTS} does not list the shards of the manifest"
     if weights.exposure != manifest.exposure:
         yield f"{WEIGHTS}: its exposure is not the manifest's"
+        return
     try:
         expected = weights_file(table_of(weights), manifest)
     except WeightsError as error:

@@ -135,9 +135,11 @@ def weight_facts(weights: WeightsFile) -> WeightFacts:
 
 
 def bucket_facts(manifest: Manifest, weights: WeightsFile | None) -> tuple[BucketFacts, ...]:
-    """Every bucket up to the longest context."""
+    """Every bucket up to the longest context; raises DatasetError if weights.json has others."""
     first = bool(weights and weights.supervise_first)
     counts = exposure_of(manifest.exposure).supervised(supervise_first=first).tolist()
+    if weights and len(weights.weights) != len(counts):
+        raise DatasetError(f"{WEIGHTS} does not follow from its exposure; run `exact-prep weigh` again")
     edges = bucket_edges(len(counts)).tolist()
     supervision = [c * w for c, w in zip(counts, weights.weights, strict=True)] if weights else []
     targets, mass = sum(counts), sum(supervision)
