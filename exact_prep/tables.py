@@ -61,7 +61,12 @@ def begun(weights: WeightsFile) -> WeightsFile:
 
 def table_of(file: WeightsFile) -> WeightTable:
     """The table that weights.json stands for, computed anew from its exposure and parameters; raises WeightsError."""
-    options = WeightOptions(
+    return weight_table(exposure_of(file.exposure), options_of(file))
+
+
+def options_of(file: WeightsFile) -> WeightOptions:
+    """The parameters in weights.json; raises WeightsError for impossible ones."""
+    return WeightOptions(
         tail_from=file.tail_from,
         alpha=file.alpha,
         gamma=file.gamma,
@@ -70,4 +75,3 @@ def table_of(file: WeightsFile) -> WeightTable:
         supervise_first=file.supervise_first,
         normalize=file.normalize,
     )
-    return weight_table(exposure_of(file.exposure), options)

@@ -19,7 +19,7 @@ from exact_prep.sources.long_texts import json_cut, json_pieces, utf8_pieces
 def short_is_long(monkeypatch):
     """What takes megabytes takes bytes here."""
     monkeypatch.setattr(long_texts, "PIECE", 64)
-    for module in ("long_texts", "jsonl", "columnar"):
+    for module in ("long_texts", "jsonl", "columns"):
         monkeypatch.setattr(f"exact_prep.sources.{module}.LONG", 100)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from exact_prep.dataset import read_weights_file
 from exact_prep.errors import DatasetError, WeightsError
 from exact_prep.integrations.columns import position_ids
-from exact_prep.weights import WeightOptions, WeightTable, float16_runs
+from exact_prep.tables import options_of
+from exact_prep.weights import WeightTable, float16_runs
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -50,17 +51,8 @@ class LoadedWeights:
     def table(self) -> WeightTable:
         """Weights by bucket, float64, before rounding."""
         file = self.file
-        options = WeightOptions(
-            tail_from=file.tail_from,
-            alpha=file.alpha,
-            gamma=file.gamma,
-            eps=file.eps,
-            max_weight=file.max_weight,
-            supervise_first=file.supervise_first,
-            normalize=file.normalize,
-        )
         return WeightTable(
-            options=options,
+            options=options_of(file),
             counts=np.array(file.counts, np.int64),
             weights=np.array(file.weights),
             in_tail=np.array(file.in_tail, bool),

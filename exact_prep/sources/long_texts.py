@@ -6,7 +6,7 @@ with certainty is left to the reader's usual way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -27,7 +27,8 @@ def json_pieces(record: bytes | bytearray, field: str) -> Iterator[str] | None:
     """The string in a field of a JSON object, in pieces; None if it is short, or anything but a good string."""
     try:
         wanted = msgspec.defstruct("Long", [("value", msgspec.Raw)], rename={"value": field}, gc=False)
-        raw = memoryview(msgspec.json.decode(record, type=wanted).value)
+        decoded: Any = msgspec.json.decode(record, type=wanted)
+        raw = memoryview(decoded.value)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if len(raw) < LONG or raw[:1] != b'"':
