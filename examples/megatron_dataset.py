@@ -21,8 +21,10 @@ class PackedGPTDataset(GPTDataset):
         wanted = self.num_samples or len(self.indices)
         rng = numpy.random.RandomState(self.config.random_seed)
         epochs = [rng.permutation(self.indices) for _ in range(-(-wanted // len(self.indices)))]
-        weights = numpy.memmap(f"{self.dataset_path}_loss_weights.bin", numpy.float16, "r")
-        self.weights = weights.reshape(-1, self.config.sequence_length)
+        rows = self.numel_low_level_dataset(self.dataset)
+        self.weights = numpy.memmap(f"{self.dataset_path}_loss_weights.bin", numpy.float16, "r").reshape(rows, -1)
+        if self.weights.shape[1] != self.config.sequence_length:
+            raise ValueError(f"rows have {self.weights.shape[1]} tokens: train with this --seq-length")
         return None, numpy.arange(wanted + 1), numpy.concatenate(epochs)[:wanted]
 
     def __getitem__(self, idx):

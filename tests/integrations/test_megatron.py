@@ -45,10 +45,10 @@ def test_megatron_reads_every_segment_and_row(dataset, exported):
         assert [token for own in segments for token in own.tolist()] == row.input_ids.tolist()
 
 
-def build(exported, samples, attention_mask=True):
+def build(exported, samples, attention_mask=True, seq_len=SEQ_LEN):
     config = GPTDatasetConfig(
         random_seed=1,
-        sequence_length=SEQ_LEN,
+        sequence_length=seq_len,
         blend=([str(exported)], None),
         split="1,0,0",
         path_to_cache=None,
@@ -99,3 +99,9 @@ def test_epochs_are_whole_and_a_batch_s_filling_weighs_nothing(dataset, exported
         assert drawn == list(range(len(dataset)))
     assert train[None]["loss_mask"].sum() == 0
     assert "attention_mask" not in train[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_row_length_is_refused(exported):
+    with pytest.raises(Exception, match="rows have 64 tokens"):
+        build(exported, 4, seq_len=32)
