@@ -99,6 +99,11 @@ def main() -> NoReturn:
         typer.echo(f"exact-prep: internal error, please report it: {type(error).__name__}: {error}", err=True)
         typer.echo("exact-prep: --debug shows where it happened", err=True)
         sys.exit(FAILURE)
+    finally:
+        # All is said and safe. As it ends Python gives signals back their default, and a second Ctrl-C would turn the
+        # exit code into a death by signal.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     sys.exit(0)
 
 
