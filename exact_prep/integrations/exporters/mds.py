@@ -23,7 +23,7 @@ def write(
 ) -> dict[str, Any]:
     """A sample a row: input_ids, loss_weights, seq_lengths, as arrays."""
     try:
-        from streaming import MDSWriter
+        from streaming import MDSWriter  # pyright: ignore[reportMissingImports]  (an environment of its own)
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not go with its torch
         raise UsageError(f"--to mds needs mosaicml-streaming (pip install 'exact-prep[mds]'): {error}") from None
     seq_len = dataset.seq_len
