@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
+from exact_prep.integrations.reader import open as open_dataset
 from exact_prep.reports.schemas import schema_files
 from exact_prep.shards import opened
 
@@ -526,6 +527,26 @@ def test_a_document_that_spells_a_special_token_is_named_by_file_and_line(tokeni
     exact_prep(*base, "--on-error", "reject", "--overwrite")
     line = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
     assert (line["source"], line["place"]) == (str(tmp_path / "b.jsonl"), "line 5")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl"])
+def test_a_corpus_of_ids_may_be_longer_than_a_batch(name, tmp_path):
+    """The last batch of a file only accounts for bytes, and stands alone if the one before it was full."""
+    rows = [list(range(1, 700_001)), [], [5, 6], list(range(3, 900_003)), list(range(1_100_000))]
+    table = pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))})
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name, row_group_size=1)
+    elif name == "a.arrow":
+        with pa.OSFile(str(tmp_path / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1)
+    else:
+        (tmp_path / name).write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    options = ["--ids-field", "input_ids", "--pad-token", 0, "--seq-len", 4096, "--out", tmp_path / "out"]
+    exact_prep("pack", tmp_path / name, *options, "--workers", 1)
+    dataset = open_dataset(tmp_path / "out", plain=True)
+    ids = [row.input_ids[: row.seq_lengths.sum()] for row in dataset]
+    assert np.concatenate(ids).tolist() == [token for row in rows for token in row]
+    assert exact_prep("verify", tmp_path / "out").returncode == 0
 
 
 def test_runs_load_no_library_that_they_do_not_use(tokenizer_file, tmp_path):

@@ -30,9 +30,11 @@ class IdPasser:
         of it where a document may yet be rejected."""
 
     def encode(self, batch: TextBatch) -> Iterator[TokenBatch]:
-        """One token batch, unless nothing is settled yet."""
+        """One token batch, unless nothing is settled yet, or the batch only accounts for what was read."""
         if batch.ids is None or batch.id_offsets is None:
-            raise SourceError("a batch without ids in a corpus of ids")
+            if batch.texts:
+                raise SourceError("a batch of text in a corpus of ids")
+            return
         if self._reject and batch.continues and batch.records.size == 1:
             self._held.append(batch.ids)
             return
