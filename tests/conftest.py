@@ -1,6 +1,7 @@
 """Fixtures and the property-test profile shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import exact_prep
 
 # Processes that tests start import the package under test, installed or not.
 os.environ["PYTHONPATH"] = str(Path(exact_prep.__file__).parents[1])
+
+# They keep its byte code, as they would on a user's machine: to compile it takes each of them a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Kernels compile at their first call, so no deadline is meaningful.
 settings.register_profile("exact", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

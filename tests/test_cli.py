@@ -430,23 +430,32 @@ def test_stdin_and_other_formats_give_the_same_rows(corpus, dataset, tokenizer_f
     assert json.loads((tmp_path / "stdin" / "manifest.json").read_text())["tree_hash"] == want
 
 
-def test_help_is_quick_and_imports_nothing_slow():
+EMPTY = "import typer\napp = typer.Typer()\nfor name in 'ab':\n    app.command(name)(lambda: None)\n"
+"""A Typer application with nothing in it: as quick as one can be on a given machine."""
+
+
+def seconds_of(application: str, *arguments: str) -> float:
+    """CPU-seconds of a command line, the least of three; that it imports nothing slow is checked on the way."""
     script = (
-        "import sys, time\nfrom exact_prep.cli import app\n"
-        "try:\n    app(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"import sys, time\n{application}\ntry:\n    app(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "slow = {'numba', 'numpy', 'datasets', 'pyarrow', 'torch', 'tokenizers'} & sys.modules.keys()\n"
         "print('slow:', sorted(slow), 'cpu:', time.process_time())"
     )
-    for arguments in (["--help"], ["--version"], ["pack", "-h"]):
-        seconds = []
-        for _ in range(3):
-            done = subprocess.run(
-                [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
-            )
-            last = done.stdout.splitlines()[-1]
-            assert last.startswith("slow: []"), last
-            seconds.append(float(last.split("cpu: ")[1]))
-        assert arguments[0] == "pack" or min(seconds) < 0.3, seconds
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+        last = done.stdout.splitlines()[-1]
+        assert last.startswith("slow: []"), last
+        seconds.append(float(last.split("cpu: ")[1]))
+    return min(seconds)
+
+
+def test_help_is_quick_and_imports_nothing_slow():
+    # 0.3 s; where an empty application takes most of that already, a quarter more than it.
+    limit = max(0.3, 1.25 * seconds_of(EMPTY, "--help"))
+    assert seconds_of("from exact_prep.cli import app", "--help") < limit
+    assert seconds_of("from exact_prep.cli import app", "--version") < limit
+    seconds_of("from exact_prep.cli import app", "pack", "-h")
 
 
 def test_every_command_and_option_is_explained():
@@ -459,12 +468,20 @@ def test_every_command_and_option_is_explained():
                 assert len(line.strip("│ ").split("  ")[-1]) > 3, line
 
 
+@pytest.fixture(scope="module")
+def long_run(tokenizer_file, tmp_path_factory):
+    """A `pack` that takes seconds, but for its --out, and the tree hash it comes to."""
+    folder = tmp_path_factory.mktemp("long")
+    source = write_jsonl(folder / "in.jsonl", documents(3000, longest=20000))
+    command = ["pack", source, "--tokenizer", tokenizer_file, "--seq-len", 512, "--task-size", 1000000, "--workers", 2]
+    exact_prep(*command, "--out", folder / "whole")
+    return command, json.loads((folder / "whole" / "manifest.json").read_text())["tree_hash"]
+
+
+@pytest.mark.xdist_group("long run")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_a_run_within_two_seconds_and_it_continues(number, tokenizer_file, tmp_path):
-    source = tmp_path / "in.jsonl"
-    write_jsonl(source, documents(3000, longest=20000))
-    base = ["pack", source, "--tokenizer", tokenizer_file, "--seq-len", 512, "--workers", 2, "--task-size", 1000000]
-    exact_prep(*base, "--out", tmp_path / "whole")
+def test_ctrl_c_and_sigterm_end_a_run_within_two_seconds_and_it_continues(number, long_run, tmp_path):
+    base, whole = long_run
     out = tmp_path / "out"
     command = [sys.executable, "-m", "exact_prep", *map(str, base), "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -486,8 +503,7 @@ def test_ctrl_c_and_sigterm_end_a_run_within_two_seconds_and_it_continues(number
     assert "same command again to continue" in talk
     done = exact_prep(*base, "--out", out)
     assert "were done already" in done.stderr
-    whole, continued = (json.loads((d / "manifest.json").read_text())["tree_hash"] for d in (tmp_path / "whole", out))
-    assert whole == continued
+    assert json.loads((out / "manifest.json").read_text())["tree_hash"] == whole
 
 
 def test_another_plan_is_refused_with_what_differs(tokenizer_file, tmp_path):

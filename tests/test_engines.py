@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from exact_prep.engines import Meter, run
+from exact_prep.engines import Meter, cores, crew, run
 from exact_prep.errors import SourceError, WorkerError
 
 if TYPE_CHECKING:
@@ -162,3 +162,9 @@ def test_workers_never_outlive_their_parent(tmp_path, how):
     parent.wait(5)
     _, alive = psutil.wait_procs(children, timeout=2)
     assert alive == []
+
+
+def test_a_crew_has_one_worker_per_core_as_long_as_there_is_work_for_each():
+    assert [crew(work, 100) for work in (0, 99, 100, 199)] == [1, 1, 1, 1]
+    assert crew(250, 100) == min(2, cores())
+    assert crew(10**6, 100) == cores()

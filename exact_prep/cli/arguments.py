@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -13,13 +12,11 @@ Dataset = Annotated[
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045 - Typer reads it at run time
-    typer.Option(min=1, help="Processes that work side by side.", show_default="one per core", rich_help_panel="Run"),
+    typer.Option(
+        min=1,
+        help="Processes that work side by side.",
+        show_default="one per core, fewer for little work",
+        rich_help_panel="Run",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.", rich_help_panel="Run")]
-
-
-def worker_count(asked: int | None) -> int:
-    """How many workers to start."""
-    if asked:
-        return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

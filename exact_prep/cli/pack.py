@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from exact_prep.choices import Backend, InputFormat, OnError, Packing, SpecialTokens
-from exact_prep.cli.arguments import Overwrite, Workers, worker_count
+from exact_prep.cli.arguments import Overwrite, Workers
 
 SOURCE, TOKENS, ROWS, RUN = "Documents", "Tokens", "Rows", "Run"
 
@@ -150,7 +150,7 @@ def pack(
             inputs,
             options,
             out,
-            workers=worker_count(workers),
+            workers=workers,
             overwrite=overwrite,
             stdin=stdin,
             emit=display,

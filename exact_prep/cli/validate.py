@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from exact_prep.cli.arguments import Workers, worker_count
+from exact_prep.cli.arguments import Workers
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def validate(
     """
     from rich.console import Console
 
+    from exact_prep.engines import cores
+
     try:
         from exact_prep.validation.experiment import Experiment, choose_device, run_experiment
     except ModuleNotFoundError as error:
@@ -87,7 +89,7 @@ def validate(
     talk = Console(stderr=True)
     results = run_experiment(
         experiment,
-        workers=1 if on == "cuda" else worker_count(workers),
+        workers=1 if on == "cuda" else workers or cores(),
         told=lambda line: talk.print(f"exact-prep: {line}", markup=False, highlight=False),
     )
     console = Console()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Dataset, Workers, worker_count
+from exact_prep.cli.arguments import Dataset, Workers
 
 
 def verify(
@@ -19,7 +19,7 @@ def verify(
     from exact_prep.pipeline import verify as run
 
     with Display() as display:
-        findings = run(directory, quick=quick, workers=worker_count(workers), emit=display)
+        findings = run(directory, quick=quick, workers=workers, emit=display)
     for finding in findings:
         typer.echo(finding)
     if findings:

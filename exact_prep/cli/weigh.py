@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from exact_prep.choices import Normalize
-from exact_prep.cli.arguments import Dataset, Overwrite, Workers, worker_count
+from exact_prep.cli.arguments import Dataset, Overwrite, Workers
 
 
 def weigh(
@@ -59,7 +59,7 @@ def weigh(
         recount=recount,
     )
     with Display() as display:
-        files = run(directory, options, out=out, workers=worker_count(workers), overwrite=overwrite, emit=display)
+        files = run(directory, options, out=out, workers=workers, overwrite=overwrite, emit=display)
     for file in files:
         typer.echo(
             f"{out or directory}: rows of {file.seq_len:,} tokens, effective context of {file.tail_start:,} or more: "

@@ -9,6 +9,7 @@ any order, and an item twice if its worker died.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -59,6 +60,16 @@ class Silent:
 
     def worker_died(self, name: str, cause: str) -> None:
         """Ignore it."""
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def crew(work: int, each: int) -> int:
+    """How many workers to start for an amount of work: one per core, as long as there is `each` for every one."""
+    return max(min(cores(), work // each), 1)
 
 
 def run(

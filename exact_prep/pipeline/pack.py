@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from exact_prep import __version__
 from exact_prep.dataset import MANIFEST, PLAN, REJECTED, SPOOL, WORK, shard_name, tree_hash, write_info, write_state
-from exact_prep.engines import run
+from exact_prep.engines import cores, crew, run
 from exact_prep.errors import DatasetError, Interrupted, UsageError
 from exact_prep.exposure import Exposure
 from exact_prep.manifest import (
@@ -66,6 +66,10 @@ if TYPE_CHECKING:
     from exact_prep.pipeline.events import Emit
 
 
+WORKER_BYTES = 128 << 20
+"""Input that is worth a worker of its own: it takes 1 to 2 CPU-seconds to start, in which 128 MB are packed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A planned run: what does not change while it lasts."""
@@ -88,15 +92,16 @@ def pack(
     options: PackOptions,
     out: Path,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     overwrite: bool = False,
     stdin: BinaryIO | None = None,
     emit: Emit = lambda event: None,
 ) -> list[Manifest]:
     """Tokenize and pack `inputs` into `out`, one dataset per row length; returns their manifests.
 
-    `stdin` is read if an input is `-`. Raises UsageError, SourceError, TokenizerError, StorageError, WorkerError,
-    LedgerError; Interrupted on Ctrl-C or SIGTERM, after which the same call continues.
+    `stdin` is read if an input is `-`; `workers` None starts as many as the work is worth. Raises UsageError,
+    SourceError, TokenizerError, StorageError, WorkerError, LedgerError; Interrupted on Ctrl-C or SIGTERM, after which
+    the same call continues.
     """
     if len(set(options.packing.seq_lens)) < len(options.packing.seq_lens):
         raise UsageError("a --seq-len is given twice")
@@ -202,7 +207,7 @@ def finished_task(planned: Run, task: int) -> TaskRecord | None:
     return record if whole and listed else None
 
 
-def run_tasks(planned: Run, done: dict[int, TaskRecord], workers: int) -> list[TaskRecord]:
+def run_tasks(planned: Run, done: dict[int, TaskRecord], workers: int | None) -> list[TaskRecord]:
     """Run what is not done; returns the records of all tasks in order, read from disk."""
     tasks = [pack_task_of(planned, index) for index in range(len(planned.plan.tasks))]
     sizes = bytes_of_tasks(planned.plan)
@@ -216,6 +221,7 @@ def run_tasks(planned: Run, done: dict[int, TaskRecord], workers: int) -> list[T
         )
     )
     missing = [task for task in tasks if task.index not in done]
+    workers = workers or worth_starting(planned.plan, sum(sizes[task.index] for task in missing))
     source = planned.plan.options.source
     if source.limit_docs is None and source.limit_tokens is None:
         finished = run(pack_task, missing, workers=workers, name=lambda task: task.name, observer=Watcher(planned.emit))
@@ -225,6 +231,12 @@ def run_tasks(planned: Run, done: dict[int, TaskRecord], workers: int) -> list[T
     else:
         last = run_within_limits(planned, tasks, done)
     return [load(TaskRecord, record_path(planned.work, index)) for index in range(last)]
+
+
+def worth_starting(plan: Plan, size: int) -> int:
+    """How many workers to start for `size` bytes of input: one per core where it is slow, or its size not known."""
+    slow = plan.tokenizer.backend == "tokenizers" or any(file.format == "hub" for file in plan.inputs)
+    return cores() if slow else crew(size, WORKER_BYTES)
 
 
 def run_within_limits(planned: Run, tasks: list[PackTask], done: dict[int, TaskRecord]) -> int:

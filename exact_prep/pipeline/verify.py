@@ -20,11 +20,12 @@ from exact_prep.dataset import (
     state_of,
     tree_hash,
 )
-from exact_prep.engines import run
+from exact_prep.engines import crew, run
 from exact_prep.errors import ExactPrepError, WeightsError
 from exact_prep.exposure import Exposure
 from exact_prep.manifest import WeightsFile, fingerprint, parse
 from exact_prep.pipeline.events import Finished, Started, TaskDone, Watcher
+from exact_prep.pipeline.work import WORKER_BYTES
 from exact_prep.shards import runs_of_plain_weights
 from exact_prep.stages.verify import VerifyTask, verify_shards
 from exact_prep.storage import digest, mapped, read_bytes
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
     from exact_prep.pipeline.events import Emit
 
 
-def verify(directory: Path, *, quick: bool = False, workers: int = 1, emit: Emit = lambda event: None) -> list[str]:
+def verify(
+    directory: Path, *, quick: bool = False, workers: int | None = None, emit: Emit = lambda event: None
+) -> list[str]:
     """Check every dataset of `directory`; returns findings, one sentence each, empty if all is well.
 
-    `quick` looks at sizes and structure alone. Raises DatasetError if there is no dataset at all, WorkerError.
+    `quick` looks at sizes and structure alone; `workers` None starts as many as the work is worth. Raises DatasetError
+    if there is no dataset at all, WorkerError.
     """
     findings = []
     for home in datasets_in(directory):
@@ -147,7 +151,7 @@ def is_close(one: object, another: object) -> bool:
 
 
 def shards_of(
-    home: Path, manifest: Manifest, weights: WeightsFile | None, *, quick: bool, workers: int, emit: Emit
+    home: Path, manifest: Manifest, weights: WeightsFile | None, *, quick: bool, workers: int | None, emit: Emit
 ) -> list[str]:
     """Findings about the shards, and whether their exposure is the manifest's."""
     edges, values = runs_of_plain_weights(manifest.seq_len)
@@ -182,7 +186,7 @@ def shards_of(
     findings: dict[int, list[str]] = {}
     exposure = Exposure()
     for index, verified in run(
-        verify_shards, tasks, workers=workers, name=lambda task: task.name, observer=Watcher(emit)
+        verify_shards, tasks, workers=workers or crew(size, WORKER_BYTES), name=lambda t: t.name, observer=Watcher(emit)
     ):
         findings[index] = verified.findings
         exposure += verified.exposure

@@ -24,12 +24,12 @@ from exact_prep.dataset import (
     load_weights_file,
     write_state,
 )
-from exact_prep.engines import run
+from exact_prep.engines import crew, run
 from exact_prep.errors import DatasetError, Interrupted, UsageError
 from exact_prep.exposure import Exposure
 from exact_prep.manifest import Manifest, ShardWeights, WeightsFile, fingerprint, sealed
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
-from exact_prep.pipeline.work import claim_copy
+from exact_prep.pipeline.work import WORKER_BYTES, claim_copy
 from exact_prep.stages.weigh import WeighedShard, WeighTask, recount_shard, weigh_shard
 from exact_prep.storage import explained, load, locked, make_directory, read_bytes, remove, save, write_atomically
 from exact_prep.tables import begun, exposure_of, record_of, weights_file
@@ -69,12 +69,13 @@ def weigh(
     options: WeighOptions,
     *,
     out: Path | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     overwrite: bool = False,
     emit: Emit = lambda event: None,
 ) -> list[WeightsFile]:
     """Write EXACT weights into every dataset of `directory`, or into copies under `out`; returns their weights.json.
 
+    `workers` None starts as many as the work is worth.
     Raises WeightsError, DatasetError, StorageError, UsageError, WorkerError; Interrupted, after which the same call
     continues.
     """
@@ -143,7 +144,7 @@ def job_of(home: Path, target: Path, options: WeighOptions) -> Job:
     return Job(home=home, target=target, manifest=manifest, table=table, file=weights_file(table, manifest))
 
 
-def weigh_dataset(job: Job, workers: int, emit: Emit) -> WeightsFile:
+def weigh_dataset(job: Job, workers: int | None, emit: Emit) -> WeightsFile:
     """Weigh one dataset."""
     manifest, target = job.manifest, job.target
     for note in remarks(job.table, manifest):
@@ -177,6 +178,7 @@ def weigh_dataset(job: Job, workers: int, emit: Emit) -> WeightsFile:
             done_bytes=sum(sizes[name] for name in done),
         )
     )
+    workers = workers or crew(sum(sizes[task.target.name] for task in tasks), WORKER_BYTES)
     for index, weights in run(weigh_shard, tasks, workers=workers, name=lambda t: t.name, observer=Watcher(emit)):
         done[tasks[index].target.name] = weights
         emit(TaskDone(done=len(done), tasks=len(manifest.shards)))
@@ -248,12 +250,12 @@ def check_room(job: Job) -> None:
             raise OSError(28, f"{need:,} bytes are needed, {free:,} are free; make room, or weigh in place")
 
 
-def recount(home: Path, manifest: Manifest, workers: int, emit: Emit) -> None:
+def recount(home: Path, manifest: Manifest, workers: int | None, emit: Emit) -> None:
     """Count the exposure from the shards and hold it against the manifest's; raises DatasetError."""
     paths = [home / shard.file for shard in manifest.shards]
     size = sum(shard.bytes for shard in manifest.shards)
     emit(Started(what=f"recount {home}", tasks=len(paths), done=0, total_bytes=size, done_bytes=0))
-    counted = Exposure()
+    workers, counted = workers or crew(size, WORKER_BYTES), Exposure()
     for count, (_, record) in enumerate(
         run(recount_shard, paths, workers=workers, name=str, observer=Watcher(emit)), start=1
     ):

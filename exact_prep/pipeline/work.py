@@ -36,6 +36,9 @@ from exact_prep.storage import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+WORKER_BYTES = 2 << 30
+"""Shards that are worth a worker of their own: it takes 1 CPU-second to start, in which 2 GB are weighed or checked."""
+
 OURS = {*LOCK_FILES, WORK, SPOOL, SPOOL + TEMPORARY, WEIGHTS + TEMPORARY}
 """What a directory may hold that holds nothing: it is what a run leaves that was stopped as it began."""
 

@@ -52,40 +52,49 @@ OURS = {
     "exact-prep, jsonl, 1 worker, best-fit": ("jsonl", 1, "best-fit"),
     "exact-prep, jsonl, 2 workers": ("jsonl", 2, "concat"),
 }
+START_UP = "two documents"
+"""What a tool costs before it does anything, by its name and number of workers: imports, kernels, the tokenizer."""
+
+
+def named(workers: int) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{workers} worker{'s' if workers > 1 else ''}"
 
 
 def commands(corpus: Corpus, tokenizer: Path, pythons: dict[str, str], out: Path) -> dict[str, list[str]]:
     """What is run, by name; peers that are not installed are left out."""
     made = {}
-    for kind in ("parquet", "jsonl"):
-        source = getattr(corpus, kind)
-        made[f"bare loop, {kind}, 1 worker"] = [
-            *(
-                sys.executable,
-                str(HERE / "peers" / "floor.py"),
-                str(source),
-                str(tokenizer),
-                str(out),
-                "1",
-                str(SEQ_LEN),
-            )
-        ]
+    for kind, workers in (("parquet", 1), ("jsonl", 1), ("jsonl", 2)):
+        made[f"bare loop, {kind}, {named(workers)}"] = floor(getattr(corpus, kind), tokenizer, workers, out)
     for name, (kind, workers, packing) in OURS.items():
-        made[name] = [
-            *(sys.executable, "-m", "exact_prep", "pack", str(getattr(corpus, kind)), "--tokenizer", str(tokenizer)),
-            *("--seq-len", str(SEQ_LEN), "--packing", packing, "--workers", str(workers), "--out", str(out)),
-        ]
+        made[name] = ours(getattr(corpus, kind), tokenizer, workers, packing, out)
     for name, peer in PEERS.items():
         python = pythons.get(name, sys.executable)
         probe = subprocess.run([python, "-c", f"import {peer.module}"], capture_output=True, check=False)
         if probe.returncode:
             print(f"{name} is not installed for {Path(python).name}: pip install '{peer.package}'", file=sys.stderr)
             continue
-        made[f"{name}, {WORKERS} workers"] = [
+        made[f"{name}, jsonl, {WORKERS} workers"] = [
             *(python, str(HERE / "peers" / peer.script), str(corpus.jsonl), str(tokenizer), str(out)),
             *(str(WORKERS), str(SEQ_LEN)),
         ]
     return made
+
+
+def floor(source: Path, tokenizer: Path, workers: int, out: Path) -> list[str]:
+    """The bare loop."""
+    return [
+        *(sys.executable, str(HERE / "peers" / "floor.py"), str(source), str(tokenizer), str(out)),
+        *(str(workers), str(SEQ_LEN)),
+    ]
+
+
+def ours(source: Path, tokenizer: Path, workers: int, packing: str, out: Path) -> list[str]:
+    """`exact-prep pack`."""
+    return [
+        *(sys.executable, "-m", "exact_prep", "pack", str(source), "--tokenizer", str(tokenizer), "--out", str(out)),
+        *("--seq-len", str(SEQ_LEN), "--packing", packing, "--workers", str(workers)),
+    ]
 
 
 def main() -> None:
@@ -102,17 +111,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="exact-prep-benchmark-") as folder:
         root = Path(folder)
         corpus = corpora.build(asked.corpus, root / "corpus", asked.size)
-        tiny = corpora.Corpus(root / "tiny", root / "tiny", 0, 1)
-        tiny.jsonl.mkdir()
-        (tiny.jsonl / "0.jsonl").write_text('{"id": "0", "text": "one document"}\n')
+        tiny = root / "tiny"
+        tiny.mkdir()
+        for number in range(2):
+            (tiny / f"{number}.jsonl").write_text('{"id": "0", "text": "one document"}\n')
         out = root / "out"
         todo = commands(corpus, asked.tokenizer, pythons, out)
         if asked.only:
             todo = {name: command for name, command in todo.items() if any(word in name for word in asked.only)}
-        start_up = commands(tiny, asked.tokenizer, {}, out)["exact-prep, jsonl, 1 worker"]
+        start_up = {}
+        for workers in (1, 2):
+            start_up[f"bare loop, {START_UP}, {named(workers)}"] = floor(tiny, asked.tokenizer, workers, out)
+            packing = ours(tiny, asked.tokenizer, workers, "concat", out)
+            start_up[f"exact-prep, {START_UP}, {named(workers)}"] = [*packing, "--task-size", "1"]
         measured: dict[str, list[Figures]] = {}
         for _ in range(asked.rounds):
-            for name, command in {**todo, "exact-prep, one document": start_up}.items():
+            for name, command in {**todo, **start_up}.items():
                 shutil.rmtree(out, ignore_errors=True)
                 try:
                     figures = run(command)
@@ -127,18 +141,35 @@ def main() -> None:
 
 
 def show(measured: dict[str, list[Figures]], corpus: Corpus) -> None:
-    """The table: medians, megabytes of text per CPU-second, CPU-seconds as a multiple of exact-prep's."""
+    """The table: medians, megabytes of text per CPU-second, and how many times exact-prep's CPU-seconds.
+
+    The last column leaves out the start-up of exact-prep, and MB per CPU-second that of exact-prep and the bare loop;
+    a peer's start-up is part of its figures.
+    """
     megabytes = corpus.text_bytes / 1e6
-    ours = median(measured["exact-prep, jsonl, 2 workers"]) if "exact-prep, jsonl, 2 workers" in measured else None
+    medians = {name: median(figures) for name, figures in measured.items()}
+    net = {name: m.cpu_s - start_up_of(name, medians) for name, m in medians.items()}
+    unit = "exact-prep, jsonl, 2 workers"
     print(f"{megabytes:,.0f} MB of text in {corpus.documents:,} documents, rows of {SEQ_LEN} tokens\n")
-    print("| | CPU s | wall s | peak MB | MB / CPU s | x exact-prep's CPU | tokens out |")
-    print("|---|---|---|---|---|---|---|")
-    for name, figures in measured.items():
-        m = median(figures)
-        ratio = f"{m.cpu_s / ours.cpu_s:.1f}" if ours else ""
-        rate = f"{megabytes / m.cpu_s:.1f}" if name != "exact-prep, one document" else ""
+    print("| | CPU s | wall s | peak MB | MB / CPU s | x exact-prep | x without its start-up | tokens out |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, m in medians.items():
+        counts = START_UP not in name
+        rate = f"{megabytes / net[name]:.1f}" if counts else ""
+        ratio = f"{m.cpu_s / medians[unit].cpu_s:.1f}" if counts and unit in medians else ""
+        without = f"{net[name] / net[unit]:.1f}" if counts and unit in medians else ""
         tokens = f"{m.tokens:,}" if m.tokens else ""
-        print(f"| {name} | {m.cpu_s:.1f} | {m.wall_s:.1f} | {m.peak_bytes / 1e6:,.0f} | {rate} | {ratio} | {tokens} |")
+        print(
+            f"| {name} | {m.cpu_s:.1f} | {m.wall_s:.1f} | {m.peak_bytes / 1e6:,.0f} | {rate} | {ratio} | {without} "
+            f"| {tokens} |"
+        )
+
+
+def start_up_of(name: str, medians: dict[str, Figures]) -> float:
+    """CPU-seconds that exact-prep or the bare loop takes for two documents with as many workers; 0 for a peer."""
+    tool, workers = name.split(", ")[0], name.split(", ")[2]
+    small = f"{tool}, {START_UP}, {workers}"
+    return medians[small].cpu_s if small in medians and name != small else 0.0
 
 
 if __name__ == "__main__":

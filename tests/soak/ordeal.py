@@ -20,7 +20,7 @@ from exact_prep.errors import DatasetError
 from exact_prep.pipeline import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 VICTIMS = ("parent", "group", "worker")
@@ -243,82 +243,81 @@ def timed(command: list[str]) -> float:
     return time.monotonic() - begun
 
 
-def ordeals(folder: Path, tokenizer: Path, *, files: int, documents: int, workers: int) -> list[Ordeal]:
-    """`pack` of one and of two row lengths, `weigh` in place and into a copy, each run once undisturbed."""
+def ordeals(
+    folder: Path,
+    tokenizer: Path,
+    *,
+    files: int,
+    documents: int,
+    workers: int,
+    row_lengths: Sequence[tuple[int, ...]] = ((256,), (128, 512)),
+) -> list[Ordeal]:
+    """`pack`, `weigh` in place and `weigh --out` for each of `row_lengths`, all run once undisturbed."""
     corpus = folder / "corpus"
     write_corpus(corpus, files, documents)
-    tool = [sys.executable, "-m", "exact_prep"]
-    base = ["--tokenizer", str(tokenizer), "--on-error", "reject", "--task-size", "60000", "--workers", str(workers)]
-
-    def pack(out: Path, *lengths: int) -> list[str]:
-        return [
-            *tool,
-            "pack",
-            str(corpus),
-            *base,
-            "--out",
-            str(out),
-            *(w for n in lengths for w in ("--seq-len", str(n))),
-        ]
-
-    def weigh(home: Path, *options: str) -> list[str]:
-        return [*tool, "weigh", str(home), "--workers", str(workers), *options]
-
-    def copied(source: Path) -> Callable[[Path], None]:
-        return lambda directory: shutil.copytree(source, directory)
-
+    tool, crew = [sys.executable, "-m", "exact_prep"], ["--workers", str(workers)]
+    pack = [*tool, "pack", str(corpus), "--tokenizer", str(tokenizer), "--on-error", "reject", "--task-size", "60000"]
     made = []
-    undisturbed, killed = folder / "undisturbed", folder / "killed"
-    one, two, weighed, copy = (undisturbed / name for name in ("one", "two", "weighed", "copy"))
-    pack_says = ("is not finished", "does not exist", "is not a packed dataset")
-    for name, out, lengths in (("pack", one, (256,)), ("pack twice", two, (128, 512))):
-        lasts = timed(pack(out, *lengths))
-        target = killed / name
+    for lengths in row_lengths:
+        packed, weighed, copy = (folder / "undisturbed" / f"{name} {lengths}" for name in ("pack", "weigh", "copy"))
+        rows = [word for length in lengths for word in ("--seq-len", str(length))]
+
+        def copied(directory: Path, source: Path = packed) -> None:
+            shutil.copytree(source, directory)
+
+        def weigh(home: Path, *options: str) -> list[str]:
+            return [*tool, "weigh", str(home), *crew, *options]
+
+        target = folder / "killed" / f"pack {lengths}"
+        lasts = timed([*pack, *rows, *crew, "--out", str(packed)])
         made.append(
             Ordeal(
-                name=name,
-                command=pack(target, *lengths),
+                name=f"pack {lengths}",
+                command=[*pack, *rows, *crew, "--out", str(target)],
                 directory=target,
                 signs=PACK_SIGNS,
-                expected=files_of(out),
-                unfinished=pack_says,
+                expected=files_of(packed),
+                unfinished=("is not finished", "does not exist", "is not a packed dataset"),
                 lasts=lasts,
-                prepare=lambda directory: directory.parent.mkdir(parents=True, exist_ok=True),
+                prepare=make_parent,
             )
         )
-    for name, source in (("weigh", one), ("weigh twice", two)):
-        shutil.copytree(source, weighed / name)
-        lasts = timed(weigh(weighed / name))
-        target = killed / name
+        copied(weighed)
+        lasts = timed(weigh(weighed))
+        target = folder / "killed" / f"weigh {lengths}"
         made.append(
             Ordeal(
-                name=name,
+                name=f"weigh {lengths}",
                 command=weigh(target),
                 directory=target,
                 signs=WEIGH_SIGNS,
-                expected=files_of(weighed / name),
+                expected=files_of(weighed),
                 unfinished=("half-weighed",),
                 lasts=lasts,
-                prepare=copied(source),
+                prepare=copied,
             )
         )
-    for name, source, place in (("weigh --out", one, "weigh"), ("weigh twice --out", two, "weigh twice")):
-        target = killed / name
-        timed(weigh(source, "--out", str(copy / place)))
-        assert files_of(copy / place) == files_of(weighed / place)
+        lasts = timed(weigh(packed, "--out", str(copy)))
+        assert files_of(copy) == files_of(weighed)
+        target = folder / "killed" / f"weigh --out {lengths}"
         made.append(
             Ordeal(
-                name=name,
-                command=weigh(source, "--out", str(target)),
+                name=f"weigh --out {lengths}",
+                command=weigh(packed, "--out", str(target)),
                 directory=target,
                 signs=WEIGH_SIGNS,
-                expected=files_of(copy / place),
+                expected=files_of(copy),
                 unfinished=("unfinished copy", "does not exist", "is not a packed dataset", "is not finished"),
                 lasts=lasts,
-                prepare=lambda directory: directory.parent.mkdir(parents=True, exist_ok=True),
+                prepare=make_parent,
             )
         )
     return made
+
+
+def make_parent(directory: Path) -> None:
+    """Make the place for a directory."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
 
 
 def soak(made: list[Ordeal], kills: int, seed: int, say: Callable[[str], None], most: int = 8) -> Tally:
