@@ -153,11 +153,12 @@ def show(measured: dict[str, list[Figures]], corpus: Corpus) -> None:
     print(f"{megabytes:,.0f} MB of text in {corpus.documents:,} documents, rows of {SEQ_LEN} tokens\n")
     print("| | CPU s | wall s | peak MB | MB / CPU s | x exact-prep | x without its start-up | tokens out |")
     print("|---|---|---|---|---|---|---|---|")
+    # Where most of a run is start-up there is nothing to be said without it.
+    net = {name: own for name, own in net.items() if START_UP not in name and own > medians[name].cpu_s / 4}
     for name, m in medians.items():
-        counts = START_UP not in name
-        rate = f"{megabytes / net[name]:.1f}" if counts else ""
-        ratio = f"{m.cpu_s / medians[unit].cpu_s:.1f}" if counts and unit in medians else ""
-        without = f"{net[name] / net[unit]:.1f}" if counts and unit in medians else ""
+        rate = f"{megabytes / net[name]:.1f}" if name in net else ""
+        ratio = f"{m.cpu_s / medians[unit].cpu_s:.1f}" if unit in medians else ""
+        without = f"{net[name] / net[unit]:.1f}" if name in net and unit in net else ""
         tokens = f"{m.tokens:,}" if m.tokens else ""
         print(
             f"| {name} | {m.cpu_s:.1f} | {m.wall_s:.1f} | {m.peak_bytes / 1e6:,.0f} | {rate} | {ratio} | {without} "
