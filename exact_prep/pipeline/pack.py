@@ -69,6 +69,9 @@ if TYPE_CHECKING:
 WORKER_BYTES = 128 << 20
 """Input that is worth a worker of its own: it takes 1 to 2 CPU-seconds to start, in which 128 MB are packed."""
 
+SLOWNESS = 64
+"""How many times as long the reference takes to encode."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -92,7 +95,7 @@ def pack(
     options: PackOptions,
     out: Path,
     *,
-    workers: int | None = None,
+    workers: int | None = 1,
     overwrite: bool = False,
     stdin: BinaryIO | None = None,
     emit: Emit = lambda event: None,
@@ -234,9 +237,10 @@ def run_tasks(planned: Run, done: dict[int, TaskRecord], workers: int | None) ->
 
 
 def worth_starting(plan: Plan, size: int) -> int:
-    """How many workers to start for `size` bytes of input: one per core where it is slow, or its size not known."""
-    slow = plan.tokenizer.backend == "tokenizers" or any(file.format == "hub" for file in plan.inputs)
-    return cores() if slow else crew(size, WORKER_BYTES)
+    """How many workers to start for `size` bytes of input; what comes from a hub has a size that is not known."""
+    if any(file.format == "hub" for file in plan.inputs):
+        return cores()
+    return crew(size, WORKER_BYTES // (SLOWNESS if plan.tokenizer.backend == "tokenizers" else 1))
 
 
 def run_within_limits(planned: Run, tasks: list[PackTask], done: dict[int, TaskRecord]) -> int:

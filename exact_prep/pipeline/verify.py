@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    directory: Path, *, quick: bool = False, workers: int | None = None, emit: Emit = lambda event: None
+    directory: Path, *, quick: bool = False, workers: int | None = 1, emit: Emit = lambda event: None
 ) -> list[str]:
     """Check every dataset of `directory`; returns findings, one sentence each, empty if all is well.
 

@@ -69,7 +69,7 @@ def weigh(
     options: WeighOptions,
     *,
     out: Path | None = None,
-    workers: int | None = None,
+    workers: int | None = 1,
     overwrite: bool = False,
     emit: Emit = lambda event: None,
 ) -> list[WeightsFile]:

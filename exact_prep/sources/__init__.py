@@ -22,13 +22,13 @@ its file, its place and the reason. Nothing is imported here that takes time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exact_prep.manifest import InputFile, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from exact_prep.batches import TextBatch
     from exact_prep.config import SourceOptions
@@ -128,13 +128,13 @@ def part(
     """A slice of a file, by default all of it, with all that its reader needs to know."""
     from exact_prep.sources.documents import Part
 
-    file, path = files[index], Path(files[index].path)
-    if file.path == "-":
-        if stdin is None:
-            raise ValueError("one input is stdin, and where it was spooled is not given")
-        path = stdin
-        file = file.model_copy(update={"bytes": stdin.stat().st_size})
-    return Part(file=file, slice=one or Slice(file=index), path=path, options=options)
+    file = files[index]
+    if file.path != "-":
+        return Part(file=file, slice=one or Slice(file=index), options=options)
+    if stdin is None:
+        raise ValueError("one input is stdin, and where it was spooled is not given")
+    file = file.model_copy(update={"bytes": stdin.stat().st_size})
+    return Part(file=file, slice=one or Slice(file=index), options=options, spool=stdin)
 
 
 def read_slice(part: Part, *, block: int | None = None) -> Iterator[TextBatch]:

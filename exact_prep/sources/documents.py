@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,6 @@ from exact_prep.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from exact_prep.config import SourceOptions
     from exact_prep.manifest import InputFile, Slice
@@ -42,9 +42,14 @@ class Part:
 
     file: InputFile
     slice: Slice
-    path: Path
-    """Where the bytes are: the file itself, or the spool of stdin."""
     options: SourceOptions
+    spool: Path | None = None
+    """Where standard input was put, if that is the file."""
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes are. Made when it is asked for: a corpus may be a million files."""
+        return self.spool or Path(self.file.path)
 
     @property
     def name(self) -> str:

@@ -55,7 +55,7 @@ class Group(NamedTuple):
 def read_jsonl(part: Part, *, block: int) -> Iterator[TextBatch]:
     """The documents of a slice of a JSON lines file; see `Part` and `TextBatch`."""
     start, stop = part.slice.start, part.file.bytes if part.slice.stop is None else part.slice.stop
-    if compression(part.file, part.path):
+    if compression(part.file, part.spool):
         blocks = whole_blocks(part.file, part.path, size=block)
     else:
         blocks = line_blocks(part.file, part.path, start, stop, size=block)

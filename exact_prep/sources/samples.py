@@ -73,7 +73,7 @@ def probe_at(part: Part, offset: int) -> Part:
 
         start = max(bisect_right(unit_edges(part), offset) - 1, 0)
         stop = start + 1
-    elif part.file.format in ("jsonl", "text") and not compression(part.file, part.path):
+    elif part.file.format in ("jsonl", "text") and not compression(part.file, part.spool):
         start = offset if part.file.bytes > SMALL else 0
     options = part.options.model_copy(update={"on_error": "reject"})
     return replace(part, slice=part.slice.model_copy(update={"start": start, "stop": stop}), options=options)

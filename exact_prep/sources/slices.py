@@ -53,7 +53,7 @@ def plan(parts: Sequence[Part]) -> tuple[tuple[Slice, ...], ...]:
 
 def weight(part: Part) -> int:
     """Bytes of content of a file, about."""
-    compressed = part.file.format != "hub" and compression(part.file, part.path)
+    compressed = part.file.format != "hub" and compression(part.file, part.spool)
     return part.file.bytes * (COMPRESSED_WEIGHT if compressed else 1)
 
 
@@ -66,7 +66,7 @@ def cut(part: Part, size: int) -> list[int]:
     if part.file.bytes <= size or part.file.format not in ("jsonl", "parquet", "arrow"):
         return [0, 1]
     if part.file.format == "jsonl":
-        count = 1 if compression(part.file, part.path) else math.ceil(part.file.bytes / size)
+        count = 1 if compression(part.file, part.spool) else math.ceil(part.file.bytes / size)
         return [index * part.file.bytes // count for index in range(count + 1)]
     from exact_prep.sources.columnar import unit_edges
 
