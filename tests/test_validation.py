@@ -21,8 +21,9 @@ from exact_prep.validation import attention, compare, model, nolima, probes, rul
 from exact_prep.validation.arms import make_arm
 from exact_prep.validation.attention import attend_dense, attend_flex, attend_loop
 from exact_prep.validation.batches import batch_of
-from exact_prep.validation.experiment import Experiment, Shortened, run_experiment
+from exact_prep.validation.experiment import Shortened, run_experiment
 from exact_prep.validation.model import Decoder, Shape, cross_entropy, left_contexts
+from exact_prep.validation.plan import Experiment
 from exact_prep.validation.plots import plot
 from exact_prep.validation.results import SCHEMA, Results, Run, Settings, schema_file
 from exact_prep.validation.synthetic import KEY_COUNT, KEYS, START, VALUES, VOCABULARY, SyntheticStream, document

@@ -62,7 +62,8 @@ def validate(
     from rich.console import Console
 
     try:
-        from exact_prep.validation.experiment import Experiment, choose_device, run_experiment
+        from exact_prep.validation.experiment import choose_device, run_experiment
+        from exact_prep.validation.plan import Experiment
     except ModuleNotFoundError as error:
         raise UsageError(f"validate needs {error.name}: pip install 'exact-prep[validate]'") from None
     from exact_prep.validation.plots import plot
