@@ -103,10 +103,10 @@ def validate(
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds from `0,1,2`; raises UsageError."""
-    try:
-        return tuple(dict.fromkeys(int(word) for word in text.split(",")))
-    except ValueError:
-        raise UsageError(f"--seeds {text}: numbers with commas between, such as 0,1,2") from None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise UsageError(f"--seeds {text}: numbers with commas between, such as 0,1,2")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def tables(results: Results, width: int) -> Iterator[Table]:

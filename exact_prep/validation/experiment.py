@@ -147,6 +147,7 @@ def run_experiment(
     first = Job(experiment, "uniform", experiment.seeds[0])
     for arm in arms:
         first.make_arm(arm)  # a wrong name ends here, not after an hour
+    first.new_model()  # and a wrong path
     claim(experiment)
     tell_of_text_suite(experiment, told)
     jobs = [Job(experiment, arm, seed) for seed in experiment.seeds for arm in arms]
