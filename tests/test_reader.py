@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -102,6 +103,24 @@ def test_views_outlive_a_shard_that_is_let_go(directory, monkeypatch):
     assert [row.input_ids.tolist() for row in rows] == [dataset[i].input_ids.tolist() for i in range(len(dataset))]
 
 
+def test_threads_may_share_a_dataset_of_more_shards_than_are_kept_mapped(directory, monkeypatch):
+    monkeypatch.setattr(reader, "SHARDS_MAPPED", 1)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        dataset = exact_prep.open(directory)
+        rows = ids(exact_prep.open(directory))
+
+        def read(seed):
+            places = np.random.default_rng(seed).integers(len(rows), size=2000)
+            return all(dataset[place].input_ids.tobytes() == rows[place] for place in places)
+
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(read, range(8)))
+    finally:
+        sys.setswitchinterval(before)
+
+
 def ids(dataset):
     return [row.input_ids.tobytes() for row in dataset]
 
@@ -113,8 +132,17 @@ def test_slices_index_like_a_list(dataset):
     assert ids(dataset[5:][1:3]) == rows[5:][1:3]
     assert dataset[-1].input_ids.tobytes() == rows[-1]
     assert ids(dataset.select([4, 4, 0])) == [rows[4], rows[4], rows[0]]
-    with pytest.raises(IndexError):
-        dataset[len(dataset)]
+    assert dataset[np.int32(3)].input_ids.tobytes() == rows[3]
+    assert ids(dataset.select(np.arange(len(dataset)) % 3 == 1)) == rows[1::3]
+    for empty in (dataset[3:3], dataset.select([]), dataset[3:3].shuffle(1), pickle.loads(pickle.dumps(dataset[:0]))):
+        assert len(empty) == 0
+        assert list(empty) == []
+    for beyond in (len(dataset), -len(dataset) - 1):
+        with pytest.raises(IndexError):
+            dataset[beyond]
+    for none in ("1", 1.5, [1]):
+        with pytest.raises(TypeError):
+            dataset[none]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])

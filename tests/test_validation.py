@@ -15,19 +15,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import exact_prep
 from exact_prep.errors import UsageError
 from exact_prep.exposure import measure
 from exact_prep.validation import attention, compare, model, nolima, probes, ruler
 from exact_prep.validation.arms import make_arm
 from exact_prep.validation.attention import attend_dense, attend_flex, attend_loop
 from exact_prep.validation.batches import batch_of
-from exact_prep.validation.experiment import Experiment, Shortened, run_experiment
+from exact_prep.validation.experiment import Shortened, run_experiment
 from exact_prep.validation.model import Decoder, Shape, cross_entropy, left_contexts
+from exact_prep.validation.plan import Experiment
 from exact_prep.validation.plots import plot
 from exact_prep.validation.results import SCHEMA, Results, Run, Settings, schema_file
 from exact_prep.validation.synthetic import KEY_COUNT, KEYS, START, VALUES, VOCABULARY, SyntheticStream, document
 from exact_prep.validation.tiers import SMOKE
 from exact_prep.validation.train import Schedule, train
+from exact_prep.weights import WeightOptions, weight_table
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +155,32 @@ def test_arms_move_the_supervision_they_claim_to_move():
     assert same == pytest.approx(multiset, rel=1e-5)
     assert mass("null")[0] == pytest.approx(total, rel=1e-4)
     assert mass("exact@1")[1] / tail == pytest.approx(2, rel=1e-4)
+
+
+def test_arms_of_a_dataset_move_as_much_as_its_own_weights():
+    source = stream(20)
+    options = WeightOptions(tail_from=32, alpha=0.6, gamma=0.8, normalize="mean", supervise_first=True)
+    table = weight_table(source.exposure, options)
+    lengths = torch.cat([source.batch(step).edges.diff() for step in range(20)])
+    contexts = torch.cat([torch.arange(1, n) for n in lengths.tolist()])
+
+    def moved(name: str) -> tuple[float, float]:
+        """How much more than uniform the tail gets, and what is below it, with what a plain target weighs as 1."""
+        lut = make_arm(name, source.exposure, 128, 32, exact=table).lut
+        lut = lut * table.scale if name == "exact" else lut
+        tail = contexts >= 32
+        return (lut[contexts[tail]].sum().item() - tail.sum().item()) / tail.sum().item(), (
+            lut[contexts[~tail]].sum().item() - (~tail).sum().item()
+        ) / tail.sum().item()
+
+    assert moved("exact") == pytest.approx((0.6, 0), abs=1e-4)
+    assert moved("flat") == pytest.approx((0.6, 0), abs=1e-4)
+    assert moved("mirror") == pytest.approx((0, 0.6), abs=1e-4)
+    assert moved("exact@1") == pytest.approx((1, 0), abs=1e-4)
+    own = make_arm("exact", source.exposure, 128, 32, exact=table).lut * table.scale - 1
+    one = make_arm("exact@1", source.exposure, 128, 32, exact=table).lut - 1
+    torch.testing.assert_close(own[1:] / 0.6, one[1:], atol=1e-5, rtol=1e-5)  # the dataset's gamma
+    assert torch.equal(make_arm("permuted", source.exposure, 128, 32, exact=table).lut, own.add(1).div(table.scale))
 
 
 @pytest.mark.parametrize("name", ["exakt", "uniform@2", "exact@much", ""])
@@ -449,6 +478,68 @@ def test_a_base_sees_no_context_longer_than_its_rows(tmp_path):
     assert not short.supervised[left_contexts(short.edges) == 0].any()
     contexts = left_contexts(whole.edges)
     assert measure(whole.edges.diff().int().numpy()).targets >= int((contexts > 0).sum())
+
+
+def test_dropout_is_the_same_in_every_arm_and_after_a_restart(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    from exact_prep.validation.huggingface import load_model
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=256, n_embd=24, n_layer=1, n_head=2)
+    assert config.resid_pdrop > 0
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    source, schedule = stream(4), Schedule(steps=4, lr=1e-3)
+
+    def run(name: str, **options) -> list[torch.Tensor]:
+        model = load_model(tmp_path / "model", VOCABULARY)
+        train(model, source, make_arm(name, source.exposure, 128, 32), schedule, **options)
+        return state(model)
+
+    whole = run("uniform")
+    assert all(map(torch.equal, whole, run("exact@0")))
+    checkpoint = {"checkpoint": tmp_path / "checkpoint", "every": 2}
+    run("uniform", **checkpoint, stop_after=2)
+    assert all(map(torch.equal, whole, run("uniform", **checkpoint)))
+
+
+def validated(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "exact_prep", "validate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_what_cannot_be_run_is_refused_at_once_and_takes_no_place(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    out = tmp_path / "out"
+    plain = write_dataset(tmp_path / "plain", documents(60, 200), seq_len=64)
+    tailless = weigh_dataset(write_dataset(tmp_path / "zero", documents(120, 200), seq_len=64), tail_from=0)
+    for arguments, message in (
+        (["--model", plain], "holds no causal language model"),
+        (["--data", plain], "not weighed; run `exact-prep weigh"),
+        (["--data", tailless], "everything is tail"),
+        (["--seeds", "0,-1"], "--seeds 0,-1: numbers with commas between"),
+        (["--arms", "uniform,exakt"], "there is no arm 'exakt'"),
+    ):
+        done = validated("--out", out, *arguments)
+        assert done.returncode in (1, 2), done.stderr
+        assert message in done.stderr
+        assert "internal error" not in done.stderr
+        assert not (out / "experiment.json").exists()
+
+
+def test_a_dataset_of_ids_is_read_once_for_its_largest(tmp_path, monkeypatch):
+    from written_dataset import VOCAB, documents, weigh_dataset, write_dataset
+
+    from exact_prep.integrations.reader import PackedDataset
+    from exact_prep.validation.corpus import open_corpus
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(40, 300), seq_len=128))
+    seen = []
+    read = PackedDataset._row
+    monkeypatch.setattr(PackedDataset, "_row", lambda self, number: (seen.append(number), read(self, number))[1])
+    for seed in range(3):
+        assert open_corpus(data, rows_per_step=2, held_out=2, seed=seed)[0].vocab_size == VOCAB
+    assert len(seen) <= len(exact_prep.open(data)) + 3 * 2
 
 
 @pytest.mark.parametrize("family", ["Qwen2", "Llama"])

@@ -64,7 +64,8 @@ def validate(
     from exact_prep.engines import cores
 
     try:
-        from exact_prep.validation.experiment import Experiment, choose_device, run_experiment
+        from exact_prep.validation.experiment import choose_device, run_experiment
+        from exact_prep.validation.plan import Experiment
     except ModuleNotFoundError as error:
         raise UsageError(f"validate needs {error.name}: pip install 'exact-prep[validate]'") from None
     from exact_prep.validation.plots import plot
@@ -104,10 +105,10 @@ def validate(
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds from `0,1,2`; raises UsageError."""
-    try:
-        return tuple(dict.fromkeys(int(word) for word in text.split(",")))
-    except ValueError:
-        raise UsageError(f"--seeds {text}: numbers with commas between, such as 0,1,2") from None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise UsageError(f"--seeds {text}: numbers with commas between, such as 0,1,2")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def tables(results: Results, width: int) -> Iterator[Table]:

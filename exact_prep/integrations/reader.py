@@ -8,9 +8,9 @@ dataset.shuffle(seed=1).shard(rank=0, world_size=8)[10:20]
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index as as_index
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -77,7 +77,7 @@ class PackedDataset:
     """Rows of a packed dataset, in some order. Open it with `exact_prep.open`.
 
     `len`, indexing and iteration give rows; slices, `shuffle` and `shard` give a dataset over the same files. It can
-    be pickled and forked: each process maps the files it reads.
+    be pickled and forked: each process maps the files it reads. Threads may share it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PackedDataset:
         """The weights.json, or None if the dataset was opened with plain weights."""
         self._order = order
         self._first_rows = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
-        self._mapped: OrderedDict[int, tuple[shards.Shard, np.ndarray]] = OrderedDict()
+        self._mapped: dict[int, tuple[shards.Shard, np.ndarray]] = {}
 
     @property
     def seq_len(self) -> int:
@@ -135,14 +135,15 @@ class PackedDataset:
         """The row at `index`, or a dataset over a slice of the rows; IndexError beyond the end."""
         if isinstance(index, slice):
             return self._reordered(self._order[index])
-        index = int(index)
+        index = as_index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {self!r}")
         return self._row(int(self._order[index]))
 
     def select(self, rows: Sequence[int] | np.ndarray) -> PackedDataset:
-        """A dataset over the rows at these places, in this order; a place may come more than once."""
-        return self._reordered(np.asarray(self._order)[np.asarray(rows, np.int64)])
+        """A dataset over the rows at these places, in this order; a place may come more than once. Takes a mask too."""
+        places = np.asarray(rows)
+        return self._reordered(np.asarray(self._order)[places if places.size else places.astype(np.int64)])
 
     def shuffle(self, seed: int, epoch: int = 0) -> PackedDataset:
         """The rows in an order that depends on (seed, epoch) alone, on any machine and with any NumPy version."""
@@ -184,10 +185,9 @@ class PackedDataset:
         )
 
     def _shard(self, number: int) -> tuple[shards.Shard, np.ndarray]:
-        """A mapped shard, and the first row of each of its batches; the longest unused one is let go."""
-        if number in self._mapped:
-            self._mapped.move_to_end(number)
-            return self._mapped[number]
+        """A mapped shard, and the first row of each of its batches; beyond SHARDS_MAPPED the oldest is let go."""
+        if (kept := self._mapped.get(number)) is not None:
+            return kept
         record = self.manifest.shards[number]
         shard = shards.opened(self.path / record.file)
         first_rows = np.cumsum([0, *(batch.rows for batch in shard.batches)])
@@ -197,12 +197,12 @@ class PackedDataset:
                 f"of {self.seq_len}; run `exact-prep verify {self.path}`"
             )
         self._mapped[number] = shard, first_rows
-        while len(self._mapped) > SHARDS_MAPPED:
-            self._mapped.popitem(last=False)
+        for oldest in list(self._mapped)[:-SHARDS_MAPPED]:
+            self._mapped.pop(oldest, None)  # unless another thread did it
         return shard, first_rows
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_mapped": OrderedDict()}
+        return {**self.__dict__, "_mapped": {}}
 
 
 def open(path: str | PathLike[str], *, plain: bool = False) -> PackedDataset:  # noqa: A001

@@ -58,11 +58,10 @@ def hugging_face_dataset(path: str | PathLike[str] | PackedDataset) -> datasets.
 class WeightedLossMixin:
     """Put in front of `transformers.Trainer` or `trl.SFTTrainer`: trains on `loss_weights`.
 
-    loss = sum of weight * CE / denominator, summed over all microbatches and ranks of an optimizer step; evaluation
-    divides by each batch's own sum of weights. Before the first step it checks that the model isolates documents.
-    Refused, each with its remedy: a collator without weights or with an attention mask, rows longer than the model's
-    positions, label smoothing,
-    `compute_loss_func` (it never sees weights), DataParallel, and sequence or tensor parallelism.
+    loss = sum of weight * CE / denominator, summed over all microbatches and ranks of an optimizer step, and in
+    evaluation over all batches and ranks. Before the first step it checks that the model isolates documents. Refused,
+    each with its remedy: a collator without weights or with an attention mask, rows longer than the model's positions,
+    label smoothing, `compute_loss_func` (it never sees weights), DataParallel, and sequence or tensor parallelism.
     """
 
     denominator: Literal["weights", "targets"] = "weights"
@@ -85,6 +84,7 @@ class WeightedLossMixin:
         # Before loss_is_scaled_for_ga existed, this attribute told the same.
         trainer.model_accepts_loss_kwargs = True
         self._isolation_checked = False
+        self._evaluated: list[Tensor] | None = None
         _refuse_what_loses_weights(trainer, self.head_chunk)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
@@ -112,12 +112,13 @@ class WeightedLossMixin:
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
         training = model.training
         if training and not self._isolation_checked:
-            _check_row_length(model, inputs)
+            _check_row_length(self.accelerator.unwrap_model(model), inputs)  # type: ignore[attr-defined]
             _check_isolation(model, inputs)
             self._isolation_checked = True
+        counted = weights if self.denominator == "weights" else labels != IGNORED
         total = num_items_in_batch if training else None
-        if total is None and self.denominator == "targets":
-            total = denominator_of([labels != IGNORED], averaged=False)
+        if total is None:
+            total = counted[..., 1:].sum(dtype=torch.float32)
         if self.head_chunk is None or return_outputs:
             outputs = model(**inputs)
             loss = weighted_cross_entropy(outputs.logits, labels, weights, denominator=total)
@@ -127,7 +128,28 @@ class WeightedLossMixin:
                 outputs = model(**inputs)
             loss = made.checked(outputs.logits)
         loss = loss + self._router_loss(outputs)
+        if self._evaluated is not None:
+            self._evaluated.append(torch.stack([loss.detach() * total, total]))
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As the Trainer's, but the loss is over all batches together; the Trainer's is a mean of their means."""
+        trainer, accelerator = super(), self.accelerator  # type: ignore[attr-defined]
+        self._evaluated = [torch.zeros(2, device=accelerator.device)]
+        output = trainer.evaluation_loop(  # type: ignore[misc]
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        loss, total = accelerator.reduce(torch.stack(self._evaluated).sum(0), reduction="sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / total if total else 0.0
+        self._evaluated = None
+        return output
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -209,4 +231,6 @@ def _check_isolation(model: Any, inputs: dict[str, Any]) -> None:
     """Try on two documents per row, made of the batch's own tokens, that the model keeps them apart."""
     ids = inputs["input_ids"][:, :PROBE]
     positions = torch.arange(ids.shape[1], device=ids.device) % -(-ids.shape[1] // 2)
-    assert_documents_isolated(model, {"input_ids": ids, "position_ids": positions.expand_as(ids)})
+    batch = {"input_ids": ids, "position_ids": positions.expand_as(ids)}
+    # Wrapped by DDP a model shows no config, and nothing else would know that it makes a cache.
+    assert_documents_isolated(model, batch, forward=lambda own: model(**own, use_cache=False))

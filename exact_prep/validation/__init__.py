@@ -6,7 +6,8 @@
     arms, train         what differs between runs, and the training that does not
     probes, ruler       held-out loss by bucket, recall by distance, evidence ablation; a RULER-style suite
     nolima, harness     NoLiMa from the user's copy; tasks of lm-evaluation-harness
-    experiment          bases, arms and seeds, run by run, restartable
+    plan, experiment    what is run: bases, arms and seeds; how: run by run, restartable
+    measures            what is measured on a trained model
     compare, results    paired differences with intervals, and how they are read
     plots               one line per arm
 

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,15 +61,20 @@ class Arm:
 
 
 def make_arm(name: str, exposure: Exposure, seq_len: int, tail_from: int, *, exact: WeightTable | None = None) -> Arm:
-    """The arm called `name`; `exact` replaces the paper's defaults by a dataset's own table. Raises UsageError."""
+    """The arm called `name`. Raises UsageError.
+
+    `exact` is a dataset's own table: it replaces the paper's defaults, of the controls too, which move as much mass.
+    """
     kind, _, amount = name.partition("@")
     if kind not in NAMES or (amount and kind not in WEIGHTED):
         raise UsageError(f"there is no arm {name!r}; arms are {', '.join(NAMES)}, weighted ones also as exact@1")
+    own = WeightOptions(tail_from=tail_from) if exact is None else exact.options
     try:
-        alpha = float(amount) if amount else 0.15
+        alpha = float(amount) if amount else own.alpha if exact is None else exact.extra
     except ValueError:
         raise UsageError(f"{name!r}: what follows @ is alpha, a number such as exact@1") from None
-    options = WeightOptions(tail_from=tail_from, alpha=alpha, gamma=0.0 if kind == "flat" else 0.5)
+    gamma = 0.0 if kind == "flat" else own.gamma
+    options = WeightOptions(tail_from=tail_from, alpha=alpha, gamma=gamma, eps=own.eps)
     table = exact if exact is not None and kind in ("exact", "permuted") and not amount else None
     table = table or weight_table(exposure, options)
     uniform = np.ones(seq_len)
@@ -96,4 +101,4 @@ def mirror(exposure: Exposure, options: WeightOptions) -> WeightTable:
     short, tail = exposure.counts[below].sum(), exposure.counts[~below].sum()
     reflected = Exposure(counts=np.where(below, exposure.counts, 0), segments=exposure.segments)
     alpha = options.alpha * float(tail / short) if short else 0.0
-    return weight_table(reflected, WeightOptions(tail_from=0, alpha=alpha, gamma=options.gamma))
+    return weight_table(reflected, replace(options, tail_from=0, alpha=alpha))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import exact_prep
@@ -43,20 +44,31 @@ def arrays(rows: PackedDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
     return row.input_ids, row.seq_lengths
 
 
+@lru_cache
+def ids_in(directory: Path, tree_hash: str) -> int:
+    """Largest id + 1 of a dataset that was packed from ids and knows no tokenizer: all its rows are read, once."""
+    return 1 + max(int(row.input_ids.max()) for row in exact_prep.open(directory))
+
+
 def open_corpus(directory: Path, *, rows_per_step: int, held_out: int, seed: int) -> tuple[CorpusStream, list[Batch]]:
-    """Training stream and held-out batches; raises UsageError if there are not rows enough, DatasetError."""
+    """Training stream and held-out batches; raises UsageError if rows or short contexts are lacking, DatasetError."""
     dataset = exact_prep.open(directory)
     if len(dataset) < 2 * held_out:
         raise UsageError(f"{directory} has {len(dataset)} rows, {2 * held_out} are needed; pack more, or shorter rows")
     loaded = dataset.loaded_weights
     if loaded is None:
         raise UsageError(f"{directory} is not weighed; run `exact-prep weigh {directory}`")
+    if loaded.file.tail_start == 0:
+        raise UsageError(
+            f"in {directory} everything is tail, and there is no short context to compare with; run `exact-prep weigh "
+            f"{directory} --tail-from {dataset.seq_len // 4}`"
+        )
     rest, last = dataset[: len(dataset) - held_out], dataset[len(dataset) - held_out :]
     stream = CorpusStream(
         rows=rest.shuffle(seed),
         rows_per_step=rows_per_step,
         seq_len=dataset.seq_len,
-        vocab_size=dataset.manifest.tokenizer.vocab_size or 1 + max(int(row.input_ids.max()) for row in dataset),
+        vocab_size=dataset.manifest.tokenizer.vocab_size or ids_in(directory, dataset.manifest.tree_hash),
         exposure=exposure_of(dataset.manifest.exposure),
         table=loaded.table,
     )

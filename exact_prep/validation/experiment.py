@@ -12,25 +12,21 @@ All arms of a seed start from the same base and see the same batches in the same
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from exact_prep import __version__
 from exact_prep.engines import run as run_items
 from exact_prep.errors import UsageError
 from exact_prep.exposure import bucket_edges
-from exact_prep.integrations.lookup import load_weights
 from exact_prep.storage import explained, load, make_directory, save
 from exact_prep.validation import compare
-from exact_prep.validation.arms import Arm, make_arm
-from exact_prep.validation.batches import Batch, Batches, Stream
-from exact_prep.validation.corpus import CorpusStream, open_corpus
-from exact_prep.validation.huggingface import CausalLM, load_model
+from exact_prep.validation.arms import make_arm
+from exact_prep.validation.batches import Batch, Batches
+from exact_prep.validation.huggingface import CausalLM
 from exact_prep.validation.measures import measure, tell_of_text_suite
-from exact_prep.validation.model import Decoder, Shape
+from exact_prep.validation.plan import Job
 from exact_prep.validation.results import Results, Run, Settings
 from exact_prep.validation.synthetic import SyntheticStream
 from exact_prep.validation.train import Schedule, train
@@ -39,11 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import nn
-
     from exact_prep.engines import Meter
-    from exact_prep.validation.tiers import Tier
-
+    from exact_prep.validation.corpus import CorpusStream
+    from exact_prep.validation.plan import Experiment
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,105 +47,6 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """What to run. `data` None is synthetic recall, `model` None the small decoder."""
-
-    tier_name: str
-    tier: Tier
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    out: Path
-    data: Path | None = None
-    model: Path | None = None
-    device: str = "cpu"
-    nolima: Path | None = None
-    harness: tuple[str, ...] = ()
-    """Tasks of lm-evaluation-harness."""
-
-    @cached_property
-    def settings(self) -> Settings:
-        """What everything found in `out` must have been made with; raises DatasetError."""
-        sizes = {name: size for name, size in asdict(self.tier).items() if isinstance(size, int | float)}
-        return Settings(
-            tool_version=__version__,
-            tier=self.tier_name,
-            data=str(self.data) if self.data else "synthetic",
-            data_checksum=load_weights(self.data).file.checksum if self.data else "",
-            model=str(self.model) if self.model else "small",
-            device=self.device,
-            nolima=str(self.nolima) if self.nolima else "",
-            harness=",".join(self.harness),
-            sizes=sizes,
-        )
-
-
-@lru_cache(maxsize=1)
-def synthetic(seq_len: int, rows_per_step: int, steps: int, seed: int) -> SyntheticStream:
-    """A seed's synthetic data, made once for the arms that follow each other: a GPU run has 41M tokens, 26 s."""
-    return SyntheticStream(seq_len=seq_len, rows_per_step=rows_per_step, steps=steps, seed=seed)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One base (`arm` None) or one arm, with one seed."""
-
-    experiment: Experiment
-    arm: str | None
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """As progress shows it."""
-        return f"{self.arm or 'base'}, seed {self.seed}"
-
-    @property
-    def path(self) -> Path:
-        """What is written last."""
-        out = self.experiment.out
-        return out / (f"run-{self.arm}-{self.seed}.json" if self.arm else f"base-{self.seed}.pt")
-
-    @cached_property
-    def corpus(self) -> tuple[CorpusStream, list[Batch]]:
-        """Training rows and held-out batches of a packed dataset."""
-        experiment, tier = self.experiment, self.experiment.tier
-        if experiment.data is None:
-            raise UsageError("this experiment has no --data")
-        stream, held_out = open_corpus(experiment.data, rows_per_step=1, held_out=tier.held_out, seed=self.seed)
-        stream.rows_per_step = max(tier.tokens_per_step // stream.seq_len, 1)
-        return stream, held_out
-
-    @cached_property
-    def stream(self) -> Stream:
-        """What arms train on."""
-        tier = self.experiment.tier
-        if self.experiment.data is not None:
-            return self.corpus[0]
-        rows = tier.tokens_per_step // tier.seq_len
-        return synthetic(tier.seq_len, rows, tier.steps, self.seed)
-
-    @property
-    def tail_from(self) -> int:
-        """tau: the dataset's own, or a quarter of the row."""
-        stream = self.stream
-        return stream.table.options.tail_from if isinstance(stream, CorpusStream) else self.experiment.tier.tail_from
-
-    def make_arm(self, name: str) -> Arm:
-        """An arm for this job's data."""
-        stream = self.stream
-        table = stream.table if isinstance(stream, CorpusStream) else None
-        return make_arm(name, stream.exposure, stream.seq_len, self.tail_from, exact=table)
-
-    def new_model(self) -> nn.Module:
-        """The model before any training."""
-        if self.experiment.model is not None:
-            return load_model(self.experiment.model, self.stream.vocab_size, device=self.experiment.device)
-        tier = self.experiment.tier
-        torch.manual_seed(self.seed)
-        shape = Shape(vocab_size=self.stream.vocab_size, layers=tier.layers, width=tier.width, heads=tier.heads)
-        return Decoder(shape).to(self.experiment.device)
 
 
 @dataclass(frozen=True)
@@ -252,6 +147,7 @@ def run_experiment(
     first = Job(experiment, "uniform", experiment.seeds[0])
     for arm in arms:
         first.make_arm(arm)  # a wrong name ends here, not after an hour
+    first.new_model()  # and a wrong path
     claim(experiment)
     tell_of_text_suite(experiment, told)
     jobs = [Job(experiment, arm, seed) for seed in experiment.seeds for arm in arms]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from exact_prep.validation.experiment import Experiment, Job
+    from exact_prep.validation.plan import Experiment, Job
 
 
 def measure(job: Job, model: nn.Module) -> dict[str, float]:

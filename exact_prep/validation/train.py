@@ -70,6 +70,7 @@ def train(
     for step in range(first, min(steps, stop_after or steps)):
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(step, steps) * arm.lr_factor
+        torch.manual_seed(step)  # of dropout, in models that have it: the same in every arm, and in a resumed run
         batch = stream.batch(step).to(device)
         weights = arm.weights(batch, left_contexts(batch.edges), step)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):

@@ -114,6 +114,18 @@ def test_the_chunked_loss_works_without_some_gradients_and_in_bfloat16():
     assert max(map(relative, got, want)) < 0.02
 
 
+def test_gradients_of_a_large_denominator_are_not_lost_in_float16():
+    hidden, head, _, labels, weights = linear_case()
+    scale, targets = 2.0**16, 2e5  # a GradScaler's first scale; a step of 200K targets
+    want = torch.autograd.grad(
+        weighted_cross_entropy(hidden @ head.T, labels, weights, denominator=targets) * scale, [hidden, head]
+    )
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = linear_weighted_cross_entropy(hidden, head, labels, weights, denominator=targets)
+    got = torch.autograd.grad(loss * scale, [hidden, head])
+    assert max(map(relative, got, want)) < 5e-3
+
+
 class Largest(TorchDispatchMode):
     """Watches the largest tensor any operation makes."""
 

@@ -152,6 +152,32 @@ def test_evaluation_reports_the_weighted_loss_and_predictions_have_all_logits(tw
     assert predicted.metrics["test_loss"] == pytest.approx(want, rel=1e-5)
 
 
+def oracle_evaluation(rows, weights_file):
+    """Sum of w * CE over sum of w, and over the number of targets."""
+    model = tiny_model()
+    with torch.no_grad():
+        mean = oracle_loss(
+            lambda ids: model(torch.tensor([ids]), use_cache=False).logits[0],
+            rows,
+            weights_file,
+            lambda logits: logits.logsumexp(-1),
+        ).item()
+    weights = torch.tensor([float(w) for row in rows for w in row.weights() if w > 0])
+    return {"weights": mean, "targets": mean * weights.mean().item()}
+
+
+@pytest.mark.parametrize("kind", ["weights", "targets"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_size_of_evaluation_batches_changes_no_loss(dataset, weights_file, tmp_path, size, kind):
+    rows = dataset[:5]
+    asked = arguments(tmp_path, per_device_eval_batch_size=size)
+    trainer = WeightedTrainer(tiny_model(), asked, train_dataset=rows, eval_dataset=rows)
+    trainer.denominator = kind
+    want = oracle_evaluation(rows, weights_file)[kind]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(want, rel=1e-5)
+    assert trainer.evaluate(metric_key_prefix="held_out")["held_out_loss"] == pytest.approx(want, rel=1e-5)
+
+
 def test_a_mixture_of_experts_keeps_its_balancing_loss(two_rows, tmp_path):
     losses = []
     for coefficient in (0.0, 3.0):
@@ -179,17 +205,108 @@ def train_on_a_rank(rank, directory, path):
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_that_accumulate_give_the_gradient_of_all_rows(dataset, directory, weights_file, tmp_path):
+def port_for(path):
+    """A free port, where ranks find it."""
     import socket
 
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        (tmp_path / "port").write_text(str(probe.getsockname()[1]))
+        (path / "port").write_text(str(probe.getsockname()[1]))
+
+
+def evaluate_on_a_rank(rank, directory, path):
+    """What one of two ranks evaluates, and whether it refuses rows that are too long."""
+    import os
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost")
+    os.environ.update(MASTER_PORT=(path / "port").read_text())
+    torch.set_num_threads(1)
+    rows, found = exact_prep.open(directory)[:4], {}
+    asked = arguments(path, per_device_eval_batch_size=1, per_device_train_batch_size=1, ddp_backend="gloo")
+    for kind in ("weights", "targets"):
+        trainer = WeightedTrainer(tiny_model(), asked, train_dataset=rows, eval_dataset=rows)
+        trainer.denominator = kind
+        found[kind] = trainer.evaluate()["eval_loss"]
+    short = tiny_model(use_cache=True)
+    short.config.max_position_embeddings = 32
+    try:
+        WeightedTrainer(short, asked, train_dataset=rows).train()
+    except UsageError as error:
+        found["refused"] = str(error)
+    (path / f"found-{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_evaluate_and_refuse_as_one_does(dataset, directory, weights_file, tmp_path):
+    port_for(tmp_path)
+    torch.multiprocessing.spawn(evaluate_on_a_rank, (directory, tmp_path), nprocs=2)
+    want = oracle_evaluation(dataset[:4], weights_file)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"found-{rank}.json").read_text())
+        assert "rows of 64 tokens, but the model knows 32 positions" in found.pop("refused")
+        assert found == pytest.approx(want, rel=1e-5)
+
+
+def test_two_ranks_that_accumulate_give_the_gradient_of_all_rows(dataset, directory, weights_file, tmp_path):
+    port_for(tmp_path)
     torch.multiprocessing.spawn(train_on_a_rank, (directory, tmp_path), nprocs=2)
     want, _ = oracle_gradients(tiny_model(), dataset[:4], weights_file)
     moved = json.loads((tmp_path / "moved.json").read_text())
     for name, gradient in want.items():
         torch.testing.assert_close(torch.tensor(moved[name]), gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_run_that_diverges_says_so_and_is_no_other_head(two_rows, tmp_path):
+    model = tiny_model()
+    trainer = WeightedTrainer(model, arguments(tmp_path, logging_nan_inf_filter=False), train_dataset=two_rows)
+    trainer._isolation_checked = True  # it saw the model before it diverged
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    assert torch.isnan(torch.tensor(trainer.train().training_loss))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # renamed in transformers 5.24
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_activations_and_workers_change_no_gradient(dataset, weights_file, tmp_path, reentrant):
+    model, rows = tiny_model(), dataset[:4]
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    asked = arguments(tmp_path, dataloader_num_workers=2)
+    assert_trains_as(WeightedTrainer(model, asked, train_dataset=rows), rows, weights_file)
+
+
+def test_tied_embeddings_gather_the_gradient_of_both_ends(two_rows, weights_file, tmp_path):
+    model = tiny_model("Qwen2", tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert_trains_as(WeightedTrainer(model, arguments(tmp_path), train_dataset=two_rows), two_rows, weights_file)
+
+
+def test_a_stream_of_rows_and_microbatches_of_unequal_size_train_alike(dataset, weights_file, tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(rows)
+
+    rows = dataset[:3]
+    asked = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    assert_trains_as(WeightedTrainer(tiny_model(), asked, train_dataset=rows), rows, weights_file)
+    assert_trains_as(WeightedTrainer(tiny_model(), asked, train_dataset=Stream()), rows, weights_file)
+
+
+def test_a_run_resumed_from_a_checkpoint_ends_as_one_that_was_not_stopped(dataset, tmp_path):
+    def run(resume=None):
+        asked = arguments(
+            tmp_path / "run",
+            max_steps=4,
+            per_device_train_batch_size=2,
+            learning_rate=0.1,
+            save_strategy="steps",
+            save_steps=2,
+        )
+        trainer = WeightedTrainer(tiny_model(), asked, train_dataset=dataset)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model
+
+    whole, resumed = run(), run(str(tmp_path / "run" / "checkpoint-2"))
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
 class DropsPositions(transformers.LlamaForCausalLM):

@@ -30,12 +30,17 @@ class HeadLoss:
         Raises UsageError if the model never used its head, or scales or caps what it gives: the loss would be that of
         other logits.
         """
-        if self.loss is None or not torch.equal(self.logits.float(), logits.float()):
+        if self.loss is None or not same(self.logits.float(), logits.float()):
             raise UsageError(
                 "the model does not return what its output head gives (it scales or caps logits, or uses another "
                 "head), so the loss cannot be chunked over the head; set head_chunk = None"
             )
         return self.loss
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN for NaN: a run that diverged is no other head."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 @contextmanager

@@ -65,14 +65,14 @@ def linear_weighted_cross_entropy(
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}; it must be at least 1 target")
     labels, weights = _aligned(hidden.shape[:-1], labels, weights, align)
-    scaled = (weights / _divisor(weights, denominator)).flatten()
-    kept = scaled.nonzero().squeeze(-1)
+    kept = weights.flatten().nonzero().squeeze(-1)
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, head = hidden.to(dtype), head.to(dtype)
     chosen = hidden.flatten(0, -2).index_select(0, kept)
-    loss: Tensor = _LinearLoss.apply(chosen, head, bias, labels.flatten()[kept], scaled[kept], chunk)
-    return loss
+    # Divided afterwards: gradients of single targets over a denominator of 100K are below what float16 holds.
+    loss: Tensor = _LinearLoss.apply(chosen, head, bias, labels.flatten()[kept], weights.flatten()[kept], chunk)
+    return loss / _divisor(weights, denominator)
 
 
 def denominator(
@@ -120,11 +120,11 @@ def _divisor(weights: Tensor, given: Tensor | float | None) -> Tensor:
 
 
 class _LinearLoss(torch.autograd.Function):
-    """Sum over targets of scaled weight * cross-entropy, gradients and all, chunk by chunk."""
+    """Sum over targets of weight * cross-entropy, gradients and all, chunk by chunk."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, scaled: Tensor, chunk: int
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, weights: Tensor, chunk: int
     ) -> Tensor:
         wants_hidden, wants_head, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -137,12 +137,12 @@ class _LinearLoss(torch.autograd.Function):
                 logits = functional.linear(hidden[here], head, None if bias is None else bias.to(head.dtype)).float()
                 norms = logits.logsumexp(-1, keepdim=True)
                 targets = labels[here, None]
-                loss += ((norms - logits.gather(1, targets)).squeeze(1) * scaled[here]).sum()
+                loss += ((norms - logits.gather(1, targets)).squeeze(1) * weights[here]).sum()
                 if grad_hidden is None and grad_head is None and grad_bias is None:
                     continue
-                # d loss / d logits = scaled * (softmax - one at the target), made in place of the logits.
-                grads = logits.sub_(norms).exp_().mul_(scaled[here, None])
-                grads.scatter_add_(1, targets, -scaled[here, None])
+                # d loss / d logits = weight * (softmax - one at the target), made in place of the logits.
+                grads = logits.sub_(norms).exp_().mul_(weights[here, None])
+                grads.scatter_add_(1, targets, -weights[here, None])
                 if grad_bias is not None:
                     grad_bias += grads.sum(0)
                 grads = grads.to(head.dtype)
