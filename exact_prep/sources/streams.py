@@ -278,6 +278,7 @@ def line_blocks(file: InputFile, path: Path, start: int, stop: int, *, size: int
                 cut = data.find(b"\n") + 1 or len(data)
                 skipping = data[cut - 1 : cut] != b"\n"
                 data, offset = data[cut:], offset + cut
+                finished = finished or (skipping and after >= stop - 1)  # no line begins here
             before, seen, position = seen, min(after, stop), after
             yield Block(data, offset, seen - before)
     yield Block(b"", position, stop - seen)
