@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from corpora import read_all, read_inputs
 from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError
 from exact_prep.manifest import InputFile, Slice
-from exact_prep.sources import find_inputs, plan_tasks, read_task, sample_texts, slices
+from exact_prep.sources import find_inputs, part, plan_tasks, read_slice, read_task, sample_texts, slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,6 +198,26 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
         assert batch.text_bytes < 10 << 20
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert 0 < peak < 25 << 20
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_some_rows_cost_what_they_hold_not_what_all_of_them_share(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = [f"{i} " + "word " * 2000 for i in range(3000)]
+    rows = pa.table({"text": pa.array(texts, kind)})
+    with pa.ipc.new_file(tmp_path / "a.arrow", rows.schema) as writer:
+        writer.write_table(rows)
+    del rows
+    files = find_inputs([str(tmp_path)], SourceOptions()).files
+    batches = rest = 0
+    tracemalloc.start()
+    for batch in read_slice(part(0, files, SourceOptions(), None)):
+        assert batch.texts == texts[rest : rest + len(batch.texts)]
+        batches, rest = batches + 1, rest + len(batch.texts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rest == len(texts)
+    assert batches < 20
+    assert peak < 15 << 20
 
 
 def test_offsets_that_lead_outside_are_damage(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError
 from exact_prep.manifest import Slice
-from exact_prep.sources import array, find_inputs, jsonl, part, read_slice
+from exact_prep.sources import array, find_inputs, jsonl, part, plan_tasks, read_slice
+from exact_prep.sources.streams import PlainStream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -182,6 +183,20 @@ def test_a_long_line_costs_linear_time(tmp_path: Path) -> None:
     path.write_bytes(b'{"text":"' + b"word " * (20 << 20) + b'"}\n{"text":"short"}\n')
     [long, short] = read_inputs(path).texts
     assert (len(long), short) == (100 << 20, "short")
+
+
+def test_slices_inside_a_long_line_read_no_more_than_themselves(tmp_path: Path, monkeypatch) -> None:
+    """Else a line of N slices costs N squared."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text":"' + b"word " * (8 << 20) + b'"}\n{"text":"short"}\n')
+    read, sizes = PlainStream.read, []
+    monkeypatch.setattr(PlainStream, "read", lambda self, size: sizes.append(size) or read(self, size))
+    options = SourceOptions(task_bytes=1 << 20)
+    files = find_inputs([str(path)], options).files
+    tasks = plan_tasks(files, options)
+    assert len(tasks) == 41
+    assert [len(text) for text in read_all(files, options, tasks=tasks).texts] == [40 << 20, 5]
+    assert sum(sizes) < 7 * path.stat().st_size
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=8), st.integers(1, 40))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import tracemalloc
 
 import pyarrow as pa
 import pytest
@@ -11,7 +13,8 @@ from corpora import arrow, jsonl, parquet, read_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact_prep.sources import long_texts
+from exact_prep.config import SourceOptions
+from exact_prep.sources import find_inputs, long_texts, part, read_slice
 from exact_prep.sources.long_texts import json_cut, json_pieces, utf8_pieces
 
 
@@ -79,6 +82,8 @@ def mixed():
     ("name", "encode"),
     [
         ("a.jsonl", jsonl),
+        ("a.jsonl.gz", lambda texts: gzip.compress(jsonl(texts))),
+        ("b.jsonl", lambda texts: b"\xef\xbb\xbf" + jsonl(texts).replace(b"\n", b"\r\n").removesuffix(b"\r\n")),
         ("a.parquet", parquet()),
         ("a.arrow", arrow(stream=False)),
         ("b.arrow", arrow(stream=True, kind=pa.large_string())),
@@ -93,6 +98,49 @@ def test_every_reader_gives_long_documents_whole_and_in_order(name, encode, tmp_
     assert read.texts == [text for text in texts if text]
     assert read.empty == 2
     assert read.rejected == []
+
+
+LONG_ONE, LONG_TWO = "one " * 50, "two\\ " * 60
+
+
+@pytest.mark.parametrize(
+    ("pairs", "text"),
+    [
+        ([("text", LONG_ONE), ("html", LONG_TWO)], LONG_ONE),
+        ([("html", LONG_TWO), ("text", LONG_ONE)], LONG_ONE),
+        ([("text", LONG_ONE), ("text", LONG_TWO)], LONG_TWO),
+        ([("text", LONG_ONE), ("text", "a0")], None),
+        ([("text", "b1"), ("a", LONG_ONE), ("b", LONG_TWO)], None),
+        ([("a", {"text": LONG_ONE}), ("text", LONG_TWO)], LONG_TWO),
+        ([("a", {"text": LONG_ONE})], None),
+        ([("a", [LONG_ONE, '"text":"']), ("text", LONG_TWO), (LONG_ONE, "text")], LONG_TWO),
+    ],
+)
+def test_of_several_long_strings_the_field_s_is_taken(pairs, text):
+    record = "{" + ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs) + "}"
+    found = json_pieces(record.encode(), "text")
+    assert (found if found is None else "".join(found)) == text
+
+
+def test_a_long_key_is_no_field():
+    record = json.dumps({LONG_ONE: LONG_TWO, "b0": 1}).encode()
+    assert json_pieces(record, "a0") is None
+    assert json_pieces(record, "b0") is None
+
+
+def test_a_long_line_is_not_held(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    lines = [b'{"text":"short"}', b'{"html":"' + b"<p>" * 10_000_000 + b'","text":"' + b"word " * 10_000_000 + b'"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, lines[0]]))
+    del lines
+    options = SourceOptions()
+    files = find_inputs([str(tmp_path)], options).files
+    tracemalloc.start()
+    size = sum(len(text) for batch in read_slice(part(0, files, options, None)) for text in batch.texts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size == 50_000_010
+    assert peak < 48 << 20
 
 
 def test_bad_long_documents_are_set_aside_whole(tmp_path):

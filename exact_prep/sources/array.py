@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from exact_prep.sources.documents import MAX_DOCUMENT
 from exact_prep.sources.jsonl import TOO_LONG, Group, decode_groups, read_jsonl
+from exact_prep.sources.long_texts import IN_STRING
 from exact_prep.sources.streams import BOM, Damaged, decompressed, whole_blocks
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from exact_prep.batches import TextBatch
     from exact_prep.sources.documents import Part
     from exact_prep.sources.streams import Block
-
-IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-"""Up to the quote that ends a string, or as far as the bytes go."""
 
 OUTSIDE = re.compile(rb'["{}\[\],]')
 """What matters outside of strings."""

@@ -58,8 +58,32 @@ def texts_of(part: Part, rows: Rows, origin: int) -> TextBatch:
 
 
 def is_long(column: pa.Array) -> bool:
-    """Whether a value may be too long to become a string: its buffers alone tell, and cost nothing to look at."""
-    return len(column) > 0 and column.nbytes >= LONG and not pa.types.is_dictionary(column.type)
+    """Whether a value may be too long to become a string: sizes alone tell, and cost nothing to look at."""
+    if not len(column) or pa.types.is_dictionary(column.type):
+        return False
+    if pa.types.is_string_view(column.type):
+        # Rows share buffers, which `nbytes` counts whole for any of them.
+        return int(string_views(column)[:, 0].sum(dtype=np.int64)) >= LONG
+    return column.nbytes >= LONG
+
+
+def string_views(column: pa.Array) -> np.ndarray:
+    """Size, prefix, buffer and place in it of every value of a column of string views, int32[D, 4]."""
+    return np.frombuffer(column.buffers()[1], np.int32).reshape(-1, 4)[column.offset :][: len(column)]
+
+
+def long_value(column: pa.Array) -> memoryview | None:
+    """The bytes of a column's one value, where they lie: a scalar would be a copy; None if it is null or short."""
+    if column.null_count:
+        return None
+    _, places, *data = column.buffers()
+    if pa.types.is_string_view(column.type):
+        size, _, buffer, start = string_views(column)[0].tolist()
+    else:
+        edges = np.frombuffer(places, np.int64 if pa.types.is_large_string(column.type) else np.int32)
+        buffer, (start, stop) = 0, edges[column.offset :][:2].tolist()
+        size = stop - start
+    return memoryview(data[buffer])[start : start + size] if size >= LONG else None
 
 
 def long_texts_of(part: Part, rows: Rows, origin: int) -> Iterator[TextBatch]:
@@ -67,8 +91,8 @@ def long_texts_of(part: Part, rows: Rows, origin: int) -> Iterator[TextBatch]:
     share = rows.consumed
     for row in range(len(rows.column)):
         one = Rows(rows.column.slice(row, 1), rows.first + row, share)
-        value = one.column[0].as_buffer()
-        pieces = None if value is None else utf8_pieces(memoryview(value))
+        value = long_value(one.column)
+        pieces = None if value is None else utf8_pieces(value)
         batches = iter([texts_of(part, one, origin)]) if pieces is None else batches_of(pieces, one.first - origin)
         for batch in batches:
             yield replace(batch, bytes_read=share)
@@ -78,9 +102,10 @@ def long_texts_of(part: Part, rows: Rows, origin: int) -> Iterator[TextBatch]:
 def strings(column: pa.Array) -> list[Any]:
     """A column's values as str; None where there is none, bytes where they are not UTF-8."""
     if isinstance(column, pa.DictionaryArray):
-        values, indices = strings(column.dictionary), column.indices.to_pylist()
-        if not all(index is None or 0 <= index < len(values) for index in indices):
-            raise Damaged(f"an index lies outside the dictionary of {len(values)} values")
+        indices, size = column.indices.to_pylist(), len(column.dictionary)
+        if not all(index is None or 0 <= index < size for index in indices):
+            raise Damaged(f"an index lies outside the dictionary of {size} values")
+        values = {index: strings(column.dictionary.slice(index, 1))[0] for index in {*indices} - {None}}
         return [None if index is None else values[index] for index in indices]
     try:
         return column.to_pylist()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from exact_prep.batches import TextBatch
 from exact_prep.sources.documents import BATCH_RECORDS, MAX_DOCUMENT, MAX_ID, numbers, set_aside, utf8_bytes
 from exact_prep.sources.long_texts import LONG, batches_of, json_pieces
-from exact_prep.sources.streams import BOM, Damaged, compression, count_newlines, line_blocks, whole_blocks
+from exact_prep.sources.streams import BOM, Damaged, Span, compression, count_newlines, line_blocks, whole_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,7 @@ class Unusable(Exception):
 class Group(NamedTuple):
     """Some records of a file, still encoded."""
 
-    records: Sequence[bytes | bytearray]
+    records: Sequence[bytes | bytearray | Span]
     offset: int
     """Where the first one begins in the file's content."""
     consumed: int
@@ -56,9 +57,10 @@ def read_jsonl(part: Part, *, block: int) -> Iterator[TextBatch]:
     """The documents of a slice of a JSON lines file; see `Part` and `TextBatch`."""
     start, stop = part.slice.start, part.file.bytes if part.slice.stop is None else part.slice.stop
     if compression(part.file, part.spool):
-        blocks = whole_blocks(part.file, part.path, size=block)
+        groups = line_groups(whole_blocks(part.file, part.path, size=block))
     else:
         blocks = line_blocks(part.file, part.path, start, stop, size=block)
+        groups = line_groups(blocks, partial(Span, part.file, part.path))
 
     def place(record: int, offset: int) -> str:
         if start == 0:
@@ -68,34 +70,45 @@ def read_jsonl(part: Part, *, block: int) -> Iterator[TextBatch]:
             return f"line {count_newlines(part.file, part.path, offset) + 1}"
         return f"byte {offset}"
 
-    return decode_groups(part, line_groups(blocks), place)
+    return decode_groups(part, groups, place)
 
 
-def line_groups(blocks: Iterable[Block]) -> Iterator[Group]:
-    """Lines without their newlines; the cost is linear however long a line is. A BOM at offset 0 is dropped."""
-    tail = bytearray()  # grows in place: a long line is held once
+def line_groups(blocks: Iterable[Block], span: Callable[[int, int], Span] | None = None) -> Iterator[Group]:
+    """Lines without their newlines; the cost is linear however long a line is. A BOM at offset 0 is dropped.
+
+    A LONG line is not held but given as `span(offset, size)`, where the content can be read anew.
+    """
+    longest = min(LONG, MAX_DOCUMENT) if span else MAX_DOCUMENT
+    tail = bytearray()  # grows in place: a line is held once
     held = tail_offset = 0
+
+    def line() -> bytes | bytearray | Span:
+        if held <= longest:
+            return tail
+        return span(tail_offset, held) if span and held <= MAX_DOCUMENT else TOO_LONG
+
     for block in blocks:
         data = block.data
         if block.offset == 0 and data.startswith(BOM):
             data = data[len(BOM) :]
         if not held:
             tail_offset = block.offset + len(block.data) - len(data)
-        lines: list[bytes | bytearray] = [*data.split(b"\n")]
-        held += len(lines[0])
-        if held <= MAX_DOCUMENT:
-            tail += lines[0]
+        parts = data.split(b"\n")
+        lines: list[bytes | bytearray | Span] = [*parts[:-1]]
+        begun, rest = parts[0], parts[-1]
+        held += len(begun)
+        if held <= longest:
+            tail += begun
         else:
             tail.clear()
-        rest = lines.pop()
         if lines:
-            lines[0] = tail if held <= MAX_DOCUMENT else TOO_LONG
+            lines[0] = line()
             tail, held = bytearray(rest), len(rest)
         yield Group(lines, tail_offset, block.consumed)
         if lines:
             tail_offset = block.offset + len(block.data) - held
     if held:
-        yield Group([tail if held <= MAX_DOCUMENT else TOO_LONG], tail_offset, 0)
+        yield Group([line()], tail_offset, 0)
 
 
 def decode_groups(part: Part, groups: Iterable[Group], place: Callable[[int, int], str]) -> Iterator[TextBatch]:
@@ -111,7 +124,8 @@ def decode_groups(part: Part, groups: Iterable[Group], place: Callable[[int, int
                 long = len(records) == 1 and len(records[0]) >= LONG and part.options.ids_field is None
                 pieces = json_pieces(records[0], part.options.text_field) if long else None
                 if pieces is None:
-                    batches = iter([decode_records(part, decode, records, (first, offset), place)])
+                    read = [bytes(one) if isinstance(one, Span) else one for one in records]
+                    batches = iter([decode_records(part, decode, read, (first, offset), place)])
                 else:
                     batches = batches_of(pieces, first)
                 for batch in batches:
@@ -125,7 +139,7 @@ def decode_groups(part: Part, groups: Iterable[Group], place: Callable[[int, int
         yield TextBatch(records=numbers(0, 0, []), read=1, rejected=(rejected,), bytes_read=rest)
 
 
-def runs(records: Sequence[bytes | bytearray]) -> Iterator[list[bytes | bytearray]]:
+def runs(records: Sequence[bytes | bytearray | Span]) -> Iterator[list[bytes | bytearray | Span]]:
     """The records in lists of bounded size, each long one alone; one empty list if there are none."""
     if not records:
         yield []

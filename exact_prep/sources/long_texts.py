@@ -6,12 +6,15 @@ with certainty is left to the reader's usual way.
 
 from __future__ import annotations
 
+import re
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from exact_prep.batches import TextBatch
+from exact_prep.sources.streams import Span
 from exact_prep.sources.text import PIECE, WORD_BREAK_REACH, break_before
 
 if TYPE_CHECKING:
@@ -22,18 +25,62 @@ LONG = 16 << 20
 
 BACKSLASH = ord("\\")
 
+IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+"""Up to the quote that ends a JSON string, or as far as the bytes go."""
 
-def json_pieces(record: bytes | bytearray, field: str) -> Iterator[str] | None:
+
+def json_pieces(record: bytes | bytearray | Span, field: str) -> Iterator[str] | None:
     """The string in a field of a JSON object, in pieces; None if it is short, or anything but a good string."""
+    data = record if isinstance(record, Span) else memoryview(record)
+    edges = [(start, stop) for start, stop in strings_of(data) if stop - start >= LONG]
+    if not edges:
+        return None
+    cuts = [0, *chain.from_iterable(edges), len(data)]
+    between = [bytes(data[start:stop]) for start, stop in zip(cuts[::2], cuts[1::2], strict=True)]
+    # Names stand for the long strings, first these, then those: what is a string's name both times is that string.
+    found = [raw_value(between, name, field) for name in (b"a", b"b")]
+    chosen = None
+    for number, (start, stop) in enumerate(edges):
+        texts = checked(data[start:stop], json_cut, lambda piece: msgspec.json.decode(b'"%b"' % piece, type=str))
+        if texts is None:
+            return None
+        if found == [b'"a%d"' % number, b'"b%d"' % number]:
+            chosen = texts
+    return chosen
+
+
+def strings_of(data: memoryview | Span) -> Iterator[tuple[int, int]]:
+    """Where the insides of the strings in some JSON start and stop."""
+    at, start = 0, -1
+    while at < len(data):
+        block, here = bytes(data[at : at + PIECE]), 0
+        while here < len(block):
+            if start < 0:
+                quote = block.find(b'"', here)
+                start, here = (at + quote + 1, quote + 1) if quote >= 0 else (-1, len(block))
+                continue
+            here = end.end() if (end := IN_STRING.match(block, here)) else here
+            if block[here : here + 1] != b'"':
+                break
+            yield start, at + here
+            start, here = -1, here + 1
+        if not here:
+            return  # a backslash with nothing behind it
+        at += here
+
+
+def raw_value(between: list[bytes], name: bytes, field: str) -> bytes | None:
+    """A field's value as it is spelled in a JSON object; None if it is no object, or one without the field.
+
+    `between` is the object less the insides of some strings, which are called `name` and their number.
+    """
+    names = [b"%b%d" % (name, number) for number in range(len(between) - 1)]
     try:
         wanted = msgspec.defstruct("Long", [("value", msgspec.Raw)], rename={"value": field}, gc=False)
-        decoded: Any = msgspec.json.decode(record, type=wanted)
-        raw = memoryview(decoded.value)
+        record: Any = msgspec.json.decode(b"".join(chain(*zip_longest(between, names, fillvalue=b""))), type=wanted)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    if len(raw) < LONG or raw[:1] != b'"':
-        return None
-    return checked(raw[1:-1], json_cut, lambda piece: msgspec.json.decode(b'"%b"' % piece, type=str))
+    return bytes(record.value)
 
 
 def utf8_pieces(value: memoryview) -> Iterator[str] | None:
@@ -41,7 +88,9 @@ def utf8_pieces(value: memoryview) -> Iterator[str] | None:
     return checked(value, break_before, bytes.decode) if len(value) >= LONG else None
 
 
-def checked(data: memoryview, cut: Callable[[bytes, int], int], decode: Callable[[bytes], str]) -> Iterator[str] | None:
+def checked(
+    data: memoryview | Span, cut: Callable[[bytes, int], int], decode: Callable[[bytes], str]
+) -> Iterator[str] | None:
     """Pieces of `data`, decoded; None unless all of them can be: pieces cannot be taken back."""
     try:
         for _ in pieces(data, cut, decode):
@@ -51,7 +100,7 @@ def checked(data: memoryview, cut: Callable[[bytes, int], int], decode: Callable
     return pieces(data, cut, decode)
 
 
-def pieces(data: memoryview, cut: Callable[[bytes, int], int], decode: Callable[[bytes], str]) -> Iterator[str]:
+def pieces(data: memoryview | Span, cut: Callable[[bytes, int], int], decode: Callable[[bytes], str]) -> Iterator[str]:
     """Pieces of about PIECE bytes; one that `cut` finds no place in is as long as it takes."""
     start = 0
     while start < len(data):

@@ -212,6 +212,27 @@ def check_unchanged(file: InputFile, path: Path) -> None:
         )
 
 
+class Span:
+    """Some bytes of a plain file, read anew by `bytes(span)`: what is too long to be held."""
+
+    def __init__(self, file: InputFile, path: Path, start: int, size: int) -> None:
+        """The `size` bytes from `start` on."""
+        self._file, self._path = file, path
+        self._start, self._size = start, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> Span:
+        start, stop, _ = part.indices(self._size)
+        return Span(self._file, self._path, self._start + start, max(stop - start, 0))
+
+    def __bytes__(self) -> bytes:
+        """Raises StorageError, or SourceError if the file has changed."""
+        with decompressed(self._file, self._path, self._start) as stream:
+            return stream.read(self._size)
+
+
 @contextmanager
 def decompressed(file: InputFile, path: Path, start: int = 0) -> Iterator[Stream]:
     """The bytes of `file` from `start`, which must be 0 where it is compressed."""
@@ -258,6 +279,7 @@ def line_blocks(file: InputFile, path: Path, start: int, stop: int, *, size: int
                 cut = data.find(b"\n") + 1 or len(data)
                 skipping = data[cut - 1 : cut] != b"\n"
                 data, offset = data[cut:], offset + cut
+                finished = finished or (skipping and after >= stop - 1)  # no line begins here
             before, seen, position = seen, min(after, stop), after
             yield Block(data, offset, seen - before)
     yield Block(b"", position, stop - seen)

@@ -72,7 +72,7 @@ class Lines:
             for line in group.records:
                 if line is TOO_LONG:
                     raise Damaged("its next line is longer than a document may be")
-                yield line.decode(errors="surrogateescape") + "\n"
+                yield bytes(line).decode(errors="surrogateescape") + "\n"
 
     def share(self) -> int:
         """Bytes consumed since this was asked last."""
