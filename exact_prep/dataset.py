@@ -35,23 +35,35 @@ def shard_name(index: int, count: int) -> str:
 def datasets_in(directory: Path) -> list[Path]:
     """The packed datasets of a directory: itself, or its children named by row length.
 
-    Raises DatasetError if there is none, or none that is finished; StorageError.
+    Raises DatasetError if there is none, or one that is not finished; StorageError.
     """
     with explained("read", directory):
         if (directory / MANIFEST).is_file():
             return [directory]
         if not directory.exists():
             raise DatasetError(f"{directory} does not exist; make a dataset with `exact-prep pack`")
-        if any((directory / WORK / name).is_file() for name in (PLAN, CLEARING)):
+        if is_unfinished(directory):
             raise DatasetError(f"{directory} is not finished; start the same `exact-prep pack` again, it continues")
-        if children := [path for path in children_of(directory) if (path / MANIFEST).is_file()]:
-            return children
-        if (directory / WEIGHTS).is_file():
+        if is_unfinished_copy(directory):
             raise DatasetError(
                 f"{directory} is the unfinished copy of a dataset; start the same `exact-prep weigh --out` again, "
                 "it finishes it"
             )
+        children = children_of(directory)
+        found = [path for path in children if any((path / name).exists() for name in (MANIFEST, WEIGHTS, WORK))]
+    if found:
+        return [home for path in found for home in datasets_in(path)]
     raise DatasetError(f"{directory} is not a packed dataset (it has no {MANIFEST}); make one with `exact-prep pack`")
+
+
+def is_unfinished(directory: Path) -> bool:
+    """Whether a run that fills `directory`, or clears it, was stopped or is at it."""
+    return any((directory / WORK / name).is_file() for name in (PLAN, CLEARING))
+
+
+def is_unfinished_copy(directory: Path) -> bool:
+    """Whether `weigh --out` was stopped while it copied a dataset into `directory`, or is at it."""
+    return (directory / WEIGHTS).exists() and (directory / WORK).exists() and not (directory / MANIFEST).exists()
 
 
 def children_of(directory: Path) -> list[Path]:

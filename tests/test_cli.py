@@ -586,3 +586,64 @@ def test_runs_load_no_library_that_they_do_not_use(tokenizer_file, tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_brackets_in_paths_are_no_markup_in_the_report_and_at_a_terminal(tokenizer_file, tmp_path):
+    folder = tmp_path / "[/b] [red]x"
+    folder.mkdir(parents=True)
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer_file.read_bytes())
+    source = write_jsonl(folder / "in.jsonl", documents(20))
+    base = ("pack", source, "--tokenizer", tokenizer, "--seq-len", 64, "--out", folder / "out", "--workers", 1)
+    for command in (base, ("weigh", folder / "out"), ("verify", folder / "out")):
+        terminal, end = os.openpty()
+        exact_prep_at(end, *command)
+        os.close(end)
+        os.close(terminal)
+    shown = exact_prep("report", folder / "out", env={**os.environ, "COLUMNS": "400"}).stdout
+    assert f"{folder / 'out'}  " in shown
+    assert f"tokenizer  {tokenizer}, " in shown
+
+
+def exact_prep_at(terminal: int, *arguments: object) -> None:
+    """A command whose talk goes to a terminal."""
+    command = [sys.executable, "-m", "exact_prep", *map(str, arguments)]
+    subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, timeout=120, check=True)
+
+
+def test_output_that_cannot_be_written_or_encoded_is_no_internal_error(dataset):
+    with Path("/dev/full").open("w") as full:
+        for command in (["report", dataset], ["report", dataset, "--json"], ["verify", dataset, "--quick"]):
+            command = [sys.executable, "-m", "exact_prep", *map(str, command)]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+            assert done.returncode == 1
+            assert done.stderr == "exact-prep: cannot write to standard output: No space left on device\n"
+    for encoding in ("ascii", "latin-1"):
+        done = exact_prep("report", dataset, env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert "tree hash" in done.stdout
+
+
+def test_arguments_that_are_not_text_and_numbers_beyond_the_record_are_misuse(tokenizer_file, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", ["some text"])
+    base = ["pack", str(source), "--tokenizer", str(tokenizer_file), "--seq-len", "16", "--out"]
+    for arguments in (
+        [*base, os.fsencode(tmp_path) + b"/\xff"],
+        [*base, str(tmp_path / "out"), "--text-field", b"\xff"],
+        [*base, str(tmp_path / "out"), "--separator", b"\xff"],
+        [*base, str(tmp_path / "out"), "--shuffle", str(2**63)],
+        ["report", b"\xff"],
+    ):
+        command = [sys.executable, "-m", "exact_prep", *arguments]
+        done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 2, done.stderr
+        assert b"internal error" not in done.stderr
+        assert b"is not UTF-8" in done.stderr or b"--shuffle" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_a_closed_standard_input_is_misuse(tokenizer_file, tmp_path):
+    command = [sys.executable, "-m", "exact_prep", "pack", "-", "--tokenizer", tokenizer_file, "--seq-len", 16]
+    shell = " ".join(map(str, [*command, "--out", tmp_path / "out"])) + " <&-"
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "standard input is closed" in done.stderr

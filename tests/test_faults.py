@@ -22,10 +22,12 @@ from runs import files_of, pack_here, weigh_here, write_corpus
 from test_cli import documents, exact_prep, write_jsonl
 
 from exact_prep.config import SourceOptions
-from exact_prep.errors import DatasetError, ExactPrepError, SourceError, StorageError, UsageError
+from exact_prep.dataset import datasets_in
+from exact_prep.errors import DatasetError, ExactPrepError, Interrupted, SourceError, StorageError, UsageError
 from exact_prep.manifest import InputFile, Slice
 from exact_prep.pipeline import TaskDone, verify
 from exact_prep.sources import part, read_slice
+from exact_prep.storage import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -346,3 +348,85 @@ def test_signals_that_come_twice_end_a_run_as_one_does(first, tokenizer_file, tm
     assert time.monotonic() - begun < 2
     assert len(talk.strip().splitlines()) == 1, talk
     assert "start the same command again to continue" in talk
+
+
+def test_a_copy_never_takes_the_place_of_what_it_is_made_from(corpus, tokenizer_file, tmp_path):
+    """`weigh packed/64 --out packed --overwrite` would first remove packed/64."""
+    packed = tmp_path / "packed"
+    pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
+    (tmp_path / "link").symlink_to(packed)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "64").symlink_to(packed / "64")
+    before = files_of(packed)
+    for out in (packed, packed / "64", tmp_path / "link", tmp_path / "links"):
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match=r"--out .* the dataset itself"):
+                weigh_here(packed / "64", out=out, overwrite=overwrite)
+    assert files_of(packed) == before
+    weigh_here(packed / "64", out=packed / "64" / "weighed")
+    assert verify(packed / "64" / "weighed") == []
+
+
+def test_a_run_that_is_refused_leaves_all_datasets_as_they_were(corpus, tokenizer_file, tmp_path):
+    """Half of a directory of datasets is in use: none of it is replaced, none of it counts for less."""
+    out = tmp_path / "out"
+    pack_here(corpus, out, tokenizer_file, seq_lens=(32, 64))
+    before = files_of(out)
+    with locked(out / "64"), pytest.raises(StorageError, match="64 is in use"):
+        pack_here(corpus, out, tokenizer_file, seq_lens=(128,), overwrite=True)
+    assert files_of(out) == before
+    assert verify(out) == []
+    with pytest.raises(UsageError, match="holds a dataset already"):
+        pack_here(corpus, out, tokenizer_file, seq_lens=(128,))
+
+
+@pytest.mark.parametrize("place", ["a copy", "place"])
+def test_weigh_looks_at_all_datasets_before_it_touches_one(place, corpus, tokenizer_file, tmp_path):
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
+    if place == "a copy":
+        weigh_here(packed, out=out)
+    max((packed / "64").glob("*.arrow")).unlink()
+    before = files_of(tmp_path)
+    with pytest.raises(StorageError, match="No such file"):
+        weigh_here(packed, alpha=0.5, out=out if place == "a copy" else None, overwrite=True)
+    assert files_of(tmp_path) == before
+
+
+def test_a_directory_of_datasets_is_whole_or_its_unfinished_one_is_named(corpus, tokenizer_file, tmp_path):
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
+
+    class Death(BaseException):
+        pass
+
+    def die(event):
+        if isinstance(event, TaskDone) and event.done == 1 and (out / "64" / ".work").exists():
+            raise Death
+
+    with pytest.raises(Death):
+        weigh_here(packed, out=out, emit=die)
+    assert verify(out / "32") == []
+    for call in (verify, weigh_here, datasets_in):
+        with pytest.raises(DatasetError, match=r"out/64 is the unfinished copy"):
+            call(out)
+    (out / "2024").mkdir()
+    weigh_here(packed, out=out)
+    assert verify(out) == []
+    assert datasets_in(out) == [out / "32", out / "64"]
+
+
+def test_copies_are_not_mixed_with_an_unfinished_run(corpus, whole, tokenizer_file, tmp_path):
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        pack_here(corpus[:1], out, tokenizer_file, seq_lens=(32, 64), emit=strike(stop))
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="holds an unfinished run"):
+            weigh_here(packed, out=out, overwrite=overwrite)
+    pack_here(corpus[:1], out, tokenizer_file, seq_lens=(32, 64))
+    assert verify(out) == []

@@ -12,11 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import files_of, pack_here, weigh_here, write_corpus
 
+from exact_prep.batches import PackedBatch
+from exact_prep.dataset import tree_hash, write_state
 from exact_prep.errors import DatasetError, ExactPrepError
-from exact_prep.manifest import Manifest, WeightsFile, encode, sealed
+from exact_prep.exposure import Exposure, measure
+from exact_prep.manifest import Manifest, ShardRecord, WeightsFile, encode, sealed
 from exact_prep.pipeline import verify
 from exact_prep.reports.facts import gather
-from exact_prep.shards import opened
+from exact_prep.shards import ShardWriter, opened
+from exact_prep.tables import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +125,14 @@ def resealed(path: Path, record: Any, change: Callable[[dict], object]) -> None:
     path.write_bytes(encode(sealed(record.model_validate(values))))
 
 
+def without_a_task(values: dict) -> None:
+    """A manifest from which the shards of the last task are gone, everything that sums over shards made right."""
+    last = values["shards"].pop()
+    while values["shards"][-1]["task"] == last["task"]:
+        values["shards"].pop()
+    values.update(rows=sum(shard["rows"] for shard in values["shards"]))
+
+
 FORGERIES: dict[str, tuple[str, Any, Callable[[dict], object], str]] = {
     "fewer rows": ("manifest.json", Manifest, lambda v: v.update(rows=v["rows"] - 1), "rows and tokens do not sum"),
     "a token more": ("manifest.json", Manifest, lambda v: v["ledger"].update(text_tokens=1), "does not add up"),
@@ -147,6 +159,57 @@ FORGERIES: dict[str, tuple[str, Any, Callable[[dict], object], str]] = {
         lambda v: v["tokenizer"].update(vocab_size=9),
         "vocabulary of 9",
     ),
+    "more documents": ("manifest.json", Manifest, lambda v: v["documents"].update(packed=9), "do not sum to"),
+    "an empty document more": (
+        "manifest.json",
+        Manifest,
+        lambda v: [one.update(empty=one["empty"] + 1) for one in (v["documents"], v["tasks"][0]["documents"])],
+        "task 0: 7 records, of which",
+    ),
+    "records counted from elsewhere": (
+        "manifest.json",
+        Manifest,
+        lambda v: v["tasks"][1].update(first_record=3),
+        "task 1: its first record is 3, the tasks before it read",
+    ),
+    "a task without its shards": ("manifest.json", Manifest, lambda v: without_a_task(v), "and has no shard"),
+    "documents that were cut": (
+        "manifest.json",
+        Manifest,
+        lambda v: v.update(documents_cut=1),
+        "are cut, the manifest says 1",
+    ),
+    "a longer context": (
+        "manifest.json",
+        Manifest,
+        lambda v: v.update(longest_context=64),
+        "the longest context is 63, the manifest says 64",
+    ),
+    "more padding": ("manifest.json", Manifest, lambda v: v["ledger"].update(padding=0), "0 padding tokens"),
+    "EOS that are text": (
+        "manifest.json",
+        Manifest,
+        lambda v: v["ledger"].update(eos_tokens=0, text_tokens=v["ledger"]["text_tokens"] + v["ledger"]["eos_tokens"]),
+        "0 EOS tokens",
+    ),
+    "another EOS": ("manifest.json", Manifest, lambda v: v["tokenizer"].update(eos_id=5), "does not end with EOS (5)"),
+    "a BOS": (
+        "manifest.json",
+        Manifest,
+        lambda v: (
+            v["tokenizer"].update(bos_id=399),
+            v["ledger"].update(
+                bos_tokens=v["documents"]["packed"], text_tokens=v["ledger"]["text_tokens"] - v["documents"]["packed"]
+            ),
+        ),
+        "does not begin with BOS (399)",
+    ),
+    "options of other rows": (
+        "manifest.json",
+        Manifest,
+        lambda v: v["options"]["packing"].update(seq_lens=[32]),
+        "its options are not those",
+    ),
     "another alpha": ("weights.json", WeightsFile, lambda v: v.update(alpha=0.3), "does not follow"),
     "another share": ("weights.json", WeightsFile, lambda v: v.update(tail_share=0.3), "does not follow"),
     "other weights": ("weights.json", WeightsFile, lambda v: v["weights"].__setitem__(-1, 3.0), "does not follow"),
@@ -167,6 +230,49 @@ def test_forged_records_are_found_though_their_checksum_is_right(forgery, copy):
     resealed(copy / name, record, change)
     findings = found(copy)
     assert any(says in finding for finding in findings), findings
+
+
+def test_a_document_without_its_end_is_found_though_all_checksums_and_sums_are_right(tokenizer_file, tmp_path):
+    """What a packer that loses the last token of a task would leave."""
+    out = tmp_path / "out"
+    pack_here(write_corpus(tmp_path / "in", documents=6), out, tokenizer_file)
+    values = json.loads((out / "manifest.json").read_bytes())
+    shard = values["shards"][-1]
+    (batch,) = opened(out / shard["file"]).batches
+    ids, lengths = batch.input_ids.copy(), batch.seq_lengths.copy()
+    ids[-1, lengths[batch.row_splits[-2] :].sum() - 1] = values["tokenizer"]["pad_id"]
+    lengths[-1] -= 1
+    writer = ShardWriter(out / "shard.tmp", 64)
+    writer.write(
+        PackedBatch(
+            input_ids=ids,
+            segments_per_row=batch.segments_per_row,
+            seq_lengths=lengths,
+            doc_ids=batch.doc_ids,
+            doc_offsets=batch.doc_offsets,
+        )
+    )
+    shard.update(writer.close(file=shard["file"], task=shard["task"]).model_dump())
+    (out / "shard.tmp").replace(out / shard["file"])
+    for name, change in {"text_tokens": -1, "row_tokens": -1, "padding": 1}.items():
+        values["ledger"][name] += change
+    records = [ShardRecord.model_validate(one) for one in values["shards"]]
+    counted = sum((measure(b.seq_lengths) for one in records for b in opened(out / one.file).batches), Exposure())
+    values["exposure"] = record_of(counted).model_dump()
+    values["tree_hash"] = tree_hash(records)
+    manifest = sealed(Manifest.model_validate_json(json.dumps(values)))
+    (out / "manifest.json").write_bytes(encode(manifest))
+    write_state(out, records, manifest.tree_hash)
+    findings = verify(out)
+    assert len(findings) == 1, findings
+    assert "does not end with EOS" in findings[0]
+
+
+def test_a_list_of_rejected_documents_that_nobody_wrote_is_found(tokenizer_file, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "the long context"}\n')
+    pack_here([tmp_path / "in.jsonl"], tmp_path / "out", tokenizer_file)
+    (tmp_path / "out" / "rejected.jsonl").write_text("{}\n")
+    assert any("rejected.jsonl" in finding for finding in verify(tmp_path / "out"))
 
 
 OUTSIDE = ["../x.arrow", "/etc/passwd", "a/b.arrow", "..", ".", "", ".hidden", "a\n", "a\0b", "a\\b", "~"]

@@ -86,7 +86,10 @@ def main() -> NoReturn:
     # Accepted anywhere: who needs it has just seen a command fail, and appends it.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        refuse_bytes(arguments)
         app(arguments)
     except ExactPrepError as error:
         if debug:
@@ -96,6 +99,9 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.filename is None:  # files come with their names, as StorageError
+            typer.echo(f"exact-prep: cannot write to standard output: {error.strerror or error}", err=True)
+            sys.exit(FAILURE)
         typer.echo(f"exact-prep: internal error, please report it: {type(error).__name__}: {error}", err=True)
         typer.echo("exact-prep: --debug shows where it happened", err=True)
         sys.exit(FAILURE)
@@ -105,6 +111,13 @@ def main() -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     sys.exit(0)
+
+
+def refuse_bytes(arguments: list[str]) -> None:
+    """Raise UsageError for an argument that is not text: no record and no Arrow file takes it."""
+    for argument in arguments:
+        if any("\ud800" <= char <= "\udfff" for char in argument):
+            raise UsageError(f"the argument {argument!a} is not UTF-8; rename what it names")
 
 
 def exit_code(error: ExactPrepError) -> int:

@@ -10,6 +10,7 @@ import typer
 
 from exact_prep.choices import Backend, InputFormat, OnError, Packing, SpecialTokens
 from exact_prep.cli.arguments import Overwrite, Workers
+from exact_prep.errors import UsageError
 
 SOURCE, TOKENS, ROWS, RUN = "Documents", "Tokens", "Rows", "Run"
 
@@ -98,7 +99,13 @@ def pack(
     ] = "concat",
     shuffle: Annotated[
         int | None,
-        typer.Option(min=0, metavar="SEED", help="Permute documents and rows within each task.", rich_help_panel=ROWS),
+        typer.Option(
+            min=0,
+            max=2**63 - 1,
+            metavar="SEED",
+            help="Permute documents and rows within each task.",
+            rich_help_panel=ROWS,
+        ),
     ] = None,
     task_size: Annotated[
         int | None,
@@ -144,6 +151,8 @@ def pack(
         ),
         packing=PackingOptions(seq_lens=tuple(seq_len), packing=packing, shuffle=shuffle),
     )
+    if "-" in inputs and sys.stdin is None:
+        raise UsageError("standard input is closed; give the documents to it, or name a file in place of `-`")
     stdin = sys.stdin.buffer if "-" in inputs else None
     with Display() as display:
         manifests = run(

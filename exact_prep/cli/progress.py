@@ -34,7 +34,7 @@ class Display:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # it may name a path
             BarColumn(),
             DownloadColumn(),
             RateColumn(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,12 @@ def records_of(home: Path, manifest: Manifest, weights: WeightsFile | None) -> I
         yield "the exposure does not sum to the tokens in rows"
     if manifest.tree_hash != tree_hash(shards):
         yield "the tree hash is not that of the shards' checksums"
+    if ledger.padding != manifest.rows * manifest.seq_len - ledger.row_tokens:
+        yield f"the ledger says {ledger.padding:,} padding tokens, which rows and tokens do not leave"
+    packing = manifest.options.packing
+    if manifest.seq_len not in packing.seq_lens or manifest.packing != packing.packing:
+        yield "its options are not those of its rows (seq_len, packing)"
+    yield from documents_of(manifest)
     listed = {shard.file for shard in shards}
     for path in sorted(home.glob("*.arrow")):
         if path.name not in listed:
@@ -89,9 +96,43 @@ def records_of(home: Path, manifest: Manifest, weights: WeightsFile | None) -> I
         path = home / REJECTED
         if not path.is_file() or digest([mapped(path)]) != manifest.rejected_xxh3:
             yield f"{REJECTED} is not the list that was written (checksum)"
+    elif (home / REJECTED).exists():
+        yield f"{REJECTED} is no list of this dataset, of which nothing was rejected"
     yield from hugging_face(home, manifest, weights)
     if weights:
         yield from weights_of(manifest, weights)
+
+
+def documents_of(manifest: Manifest) -> Iterator[str]:
+    """Findings about counts of documents: what tasks say of themselves and of each other, and what all have in common.
+
+    The first of its kind is enough.
+    """
+    sums, before = Counter[str](), 0
+    holders = {shard.task for shard in manifest.shards}
+    wrong: list[str] = []
+    for number, task in enumerate(manifest.tasks):
+        counts = task.documents
+        if counts.records != counts.packed + counts.empty + counts.rejected:
+            wrong.append(f"task {number}: {counts.records:,} records, of which not all were packed, empty or rejected")
+        if task.first_record != before:
+            wrong.append(
+                f"task {number}: its first record is {task.first_record:,}, the tasks before it read {before:,}"
+            )
+        if counts.packed and number not in holders:
+            wrong.append(f"task {number}: it packed {counts.packed:,} documents, and has no shard")
+        before += counts.records
+        sums.update(counts.model_dump())
+    yield from wrong[:1]
+    if dict(sums) != manifest.documents.model_dump():
+        yield "the tasks' documents do not sum to the manifest's"
+    tokenizer, ledger = manifest.tokenizer, manifest.ledger
+    for name, token, counted in (
+        ("BOS", tokenizer.bos_id, ledger.bos_tokens),
+        ("EOS", tokenizer.eos_id, ledger.eos_tokens),
+    ):
+        if counted != (0 if token is None else manifest.documents.packed):
+            yield f"the ledger says {counted:,} {name} tokens, of {manifest.documents.packed:,} documents"
 
 
 def hugging_face(home: Path, manifest: Manifest, weights: WeightsFile | None) -> Iterator[str]:
@@ -172,6 +213,8 @@ def shards_of(
                 seq_len=manifest.seq_len,
                 pad_id=manifest.tokenizer.pad_id,
                 vocab_size=manifest.tokenizer.vocab_size,
+                bos_id=manifest.tokenizer.bos_id,
+                eos_id=manifest.tokenizer.eos_id,
                 records=manifest.tasks[index].documents.records,
                 documents=manifest.tasks[index].documents.packed,
                 shards=shards,
@@ -184,14 +227,26 @@ def shards_of(
     size = sum(shard.bytes for shard in manifest.shards)
     emit(Started(what=f"verify {home}", tasks=len(tasks), done=0, total_bytes=size, done_bytes=0))
     findings: dict[int, list[str]] = {}
-    exposure = Exposure()
+    exposure, documents_cut, longest = Exposure(), 0, 0
     for index, verified in run(
         verify_shards, tasks, workers=workers or crew(size, WORKER_BYTES), name=lambda t: t.name, observer=Watcher(emit)
     ):
         findings[index] = verified.findings
         exposure += verified.exposure
+        documents_cut += verified.documents_cut
+        longest = max(longest, verified.longest_context)
         emit(TaskDone(done=len(findings), tasks=len(tasks)))
     found = [finding for index in sorted(findings) for finding in findings[index]]
-    if not quick and not found and record_of(exposure) != manifest.exposure:
-        found.append(f"{home}: the exposure counted from the shards is not the manifest's")
+    if not quick and not found:
+        found += [f"{home}: {text}" for text in sums_of(manifest, exposure, documents_cut, longest)]
     return found
+
+
+def sums_of(manifest: Manifest, exposure: Exposure, documents_cut: int, longest: int) -> Iterator[str]:
+    """Findings about what was counted from all shards together."""
+    if record_of(exposure) != manifest.exposure:
+        yield "the exposure counted from the shards is not the manifest's"
+    if documents_cut != manifest.documents_cut:
+        yield f"{documents_cut:,} documents are cut, the manifest says {manifest.documents_cut:,}"
+    if longest != manifest.longest_context:
+        yield f"the longest context is {longest:,}, the manifest says {manifest.longest_context:,}"

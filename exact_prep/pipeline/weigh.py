@@ -19,7 +19,10 @@ from exact_prep.dataset import (
     REJECTED,
     WEIGHTS,
     WORK,
+    children_of,
     datasets_in,
+    is_unfinished,
+    is_unfinished_copy,
     load_manifest,
     load_weights_file,
     write_state,
@@ -80,16 +83,21 @@ def weigh(
     continues.
     """
     homes = datasets_in(directory)
-    if out is not None and out.resolve() in {directory.resolve(), *(home.resolve() for home in homes)}:
-        raise UsageError(f"--out {out} is the dataset itself; leave --out away to weigh in place")
     targets = [home if out is None else out if home == directory else out / home.name for home in homes]
+    if out is not None:
+        refuse_sources(homes, out, targets)
     written = []
     with ExitStack() as held:
         for place in dict.fromkeys([out or directory, *targets]):
             held.enter_context(locked(place))
-        if out is not None and out not in targets and (out / MANIFEST).exists():
-            raise UsageError(f"{out} holds a dataset, {directory} holds several; choose another --out")
+        if out is not None and out not in targets:
+            if (out / MANIFEST).exists():
+                raise UsageError(f"{out} holds a dataset, {directory} holds several; choose another --out")
+            if is_unfinished(out) or is_unfinished_copy(out):
+                raise UsageError(f"{out} holds an unfinished run; choose another --out")
         jobs = [job_of(home, target, options) for home, target in zip(homes, targets, strict=True)]
+        for job in jobs:
+            check_shards(job)
         copied = {job.target: file for job in jobs if job.is_copy and (file := finished_copy(job))}
         if len(copied) == len(jobs) and not any((job.target / WORK).exists() for job in jobs):
             # Nothing is left to be continued: this is another call, which may replace them only if it says so.
@@ -99,12 +107,12 @@ def weigh(
                 remove(job.target / WORK)
                 written.append(copied[job.target])
                 continue
-            if job.is_copy:
-                claim_copy(job.target, job.manifest.tree_hash, overwrite=overwrite)
-                check_room(job)
             try:
                 if options.recount:
                     recount(job.home, job.manifest, workers, emit)
+                if job.is_copy:
+                    claim_copy(job.target, job.manifest.tree_hash, overwrite=overwrite)
+                    check_room(job)
                 written.append(weigh_dataset(job, workers, emit))
             except (KeyboardInterrupt, Interrupted):
                 begun = (job.target / WORK).exists()
@@ -112,6 +120,16 @@ def weigh(
                 raise Interrupted(f"stopped; {state} the same command, started again, finishes it") from None
     emit(Finished())
     return written
+
+
+def refuse_sources(homes: list[Path], out: Path, targets: list[Path]) -> None:
+    """Raise UsageError if a dataset of `homes` lies where its copies go: `--overwrite` would remove it first."""
+    sources = {home.resolve() for home in homes}
+    for target in (out, *targets):
+        if target.is_dir() and sources & {place.resolve() for place in (target, *children_of(target))}:
+            raise UsageError(
+                f"--out {out} is or holds the dataset itself; choose another --out, or leave it away to weigh in place"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +168,6 @@ def weigh_dataset(job: Job, workers: int | None, emit: Emit) -> WeightsFile:
     for note in remarks(job.table, manifest):
         emit(Note(text=note))
     edges, values = float16_runs(job.table, manifest.seq_len)
-    check_shards(job)
     done = weighed_shards(target, job.identity)
     make_directory(target / WORK)
     save(sealed(job.file), target / WEIGHTS)

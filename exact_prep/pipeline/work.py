@@ -16,6 +16,8 @@ from exact_prep.dataset import (
     WEIGHTS,
     WORK,
     children_of,
+    is_unfinished,
+    is_unfinished_copy,
     load_weights_file,
 )
 from exact_prep.errors import DatasetError, UsageError
@@ -45,7 +47,7 @@ OURS = {*LOCK_FILES, WORK, SPOOL, SPOOL + TEMPORARY, WEIGHTS + TEMPORARY}
 
 def refuse_finished(out: Path, *, overwrite: bool) -> None:
     """Raise UsageError if `out` holds a finished dataset that may not be replaced, or somebody else's files."""
-    if (out / WORK / PLAN).exists() or (out / WORK / CLEARING).exists():
+    if is_unfinished(out):
         return
     if holds_dataset(out):
         if not overwrite:
@@ -114,24 +116,19 @@ def holds_dataset(directory: Path) -> bool:
         return any((home / MANIFEST).exists() for home in (directory, *children_of(directory)))
 
 
-def is_unfinished_copy(directory: Path) -> bool:
-    """Whether `weigh --out` was stopped while it copied a dataset into `directory`."""
-    return (directory / WEIGHTS).exists() and (directory / WORK).exists() and not (directory / MANIFEST).exists()
-
-
 def clear(out: Path) -> None:
     """Remove datasets and unfinished runs from `out`, manifests first: a dataset half-removed is no dataset.
 
     Leaves WORK with the marker CLEARING, for the caller to remove when the directory has its new purpose: killed
-    before that, the next run begins here again. Raises StorageError, also if another run holds a dataset.
+    before that, the next run begins here again. Raises StorageError; nothing is touched if another run holds a dataset.
     """
     work = out / WORK
-    make_directory(work)
     children = [path for path in children_of(out) if path.name in owned_children(out)]
-    write_atomically(work / CLEARING, "\n".join(path.name for path in children).encode())
     with ExitStack() as held:
         for child in children:
             held.enter_context(locked(child))
+        make_directory(work)
+        write_atomically(work / CLEARING, "\n".join(path.name for path in children).encode())
         for home in (out, *children):
             remove(home / MANIFEST)
         for path in work.iterdir():

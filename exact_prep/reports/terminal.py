@@ -91,8 +91,10 @@ def figures(facts: Facts) -> Table:
     table.add_row("text", f"{facts.text_bytes:,} bytes from {facts.input_files:,} files, {facts.shards:,} shards")
     if tokenizer.backend:
         compared = f"{tokenizer.parity_texts:,} texts ({tokenizer.parity_bytes:,} bytes) compared with tokenizers"
+        # As Text: brackets in a path are no markup.
         table.add_row(
-            "tokenizer", f"{tokenizer.name or 'ids'}, {tokenizer.backend} {tokenizer.backend_version}, {compared}"
+            "tokenizer",
+            Text(f"{tokenizer.name or 'ids'}, {tokenizer.backend} {tokenizer.backend_version}, {compared}"),
         )
     if facts.weights and facts.weights.state == "complete":
         table.add_row(

@@ -13,7 +13,7 @@ import numpy as np
 from exact_prep.errors import DatasetError, StorageError
 from exact_prep.exposure import Exposure, measure
 from exact_prep.manifest import ExposureRecord
-from exact_prep.shards import Shard, opened
+from exact_prep.shards import Shard, ShardBatch, opened
 from exact_prep.storage import explained
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class VerifyTask:
     pad_id: int
     vocab_size: int
     """0 if it is not known."""
+    bos_id: int | None
+    """First token of every document, if any is."""
+    eos_id: int | None
+    """Last token of every document, if any is."""
     records: int
     """Records that the task read: document ids lie below."""
     documents: int
@@ -59,6 +63,10 @@ class Verified:
 
     findings: list[str] = field(default_factory=list)
     exposure: Exposure = field(default_factory=Exposure)
+    documents_cut: int = 0
+    """Documents that lie in more than one segment."""
+    longest_context: int = 0
+    """Largest effective left context."""
 
     def record(self) -> ExposureRecord:
         """The exposure, as it is stored."""
@@ -84,13 +92,16 @@ def verify_shards(task: VerifyTask, meter: Meter) -> Verified:
         verified.findings += counts_of(shard, record, task)
         if not task.quick:
             verified.findings += contents_of(shard, record, checksum, task)
+        if not task.quick and not verified.findings:
             for batch in shard.batches:
                 verified.exposure += measure(batch.seq_lengths)
-                columns.append(np.stack([batch.doc_ids, batch.doc_offsets, batch.seq_lengths.astype(np.int64)]))
+                columns.append(segments_of(batch))
         meter.add(size)
     if not task.quick and not verified.findings:
-        segments = np.concatenate(columns, axis=1) if columns else np.zeros((3, 0), np.int64)
+        segments = np.concatenate(columns, axis=1) if columns else np.zeros((5, 0), np.int64)
         verified.findings += documents_of(segments, task)
+        verified.longest_context = int(segments[2].max(initial=1)) - 1
+        verified.documents_cut = int((np.unique(segments[0], return_counts=True)[1] > 1).sum())
     return verified
 
 
@@ -169,11 +180,25 @@ def row_at(shard: Shard, position: int) -> int:
     return row
 
 
+def segments_of(batch: ShardBatch) -> np.ndarray:
+    """Document, offset, length, first and last id of each segment of sound rows, int64[5, S]."""
+    lengths = batch.seq_lengths.astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    row = np.repeat(np.arange(batch.rows), batch.segments_per_row)
+    at = row * batch.seq_len + starts - starts[batch.row_splits[:-1]][row]
+    ids = batch.input_ids.reshape(-1)
+    return np.stack([batch.doc_ids, batch.doc_offsets, lengths, ids[at], ids[at + lengths - 1]])
+
+
 def documents_of(segments: np.ndarray, task: VerifyTask) -> Iterator[str]:
-    """Findings about documents, which start at 0 without gap or overlap; `segments[3, S]`: ids, offsets, lengths."""
-    ids, offsets, lengths = segments[:, np.lexsort((segments[1], segments[0]))]
-    first = np.ones(ids.size, bool)
+    """Findings about documents: they start at 0, have neither gap nor overlap, and BOS and EOS at their ends.
+
+    `segments[5, S]` are of all shards of the task; see `segments_of`.
+    """
+    ids, offsets, lengths, begin, end = segments[:, np.lexsort((segments[1], segments[0]))]
+    first, last = np.ones(ids.size, bool), np.ones(ids.size, bool)
     first[1:] = ids[1:] != ids[:-1]
+    last[:-1] = first[1:]
     expected = np.zeros(ids.size, np.int64)
     expected[1:] = np.where(first[1:], 0, offsets[:-1] + lengths[:-1])
     for s in np.flatnonzero(offsets != expected)[:1]:
@@ -184,3 +209,10 @@ def documents_of(segments: np.ndarray, task: VerifyTask) -> Iterator[str]:
         yield f"{task.name}: document ids {ids[0]} to {ids[-1]}, the task read {task.records} records"
     if int(first.sum()) != task.documents:
         yield f"{task.name}: {int(first.sum())} documents, the manifest says {task.documents}"
+    for name, wanted, edge, found in (
+        ("begin with BOS", task.bos_id, first, begin),
+        ("end with EOS", task.eos_id, last, end),
+    ):
+        if wanted is not None:
+            for s in np.flatnonzero(edge & (found != wanted))[:1]:
+                yield f"{task.name}: document {ids[s]} does not {name} ({wanted}) but with {found[s]}"
