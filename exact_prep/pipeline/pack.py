@@ -12,82 +12,35 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exact_prep import __version__
-from exact_prep.dataset import MANIFEST, PLAN, REJECTED, SPOOL, WORK, shard_name, tree_hash, write_info, write_state
+from exact_prep.dataset import PLAN, SPOOL, WORK, shard_name
 from exact_prep.engines import cores, crew, run
 from exact_prep.errors import DatasetError, Interrupted, UsageError
-from exact_prep.exposure import Exposure
-from exact_prep.manifest import (
-    DocumentCounts,
-    InputRecord,
-    Manifest,
-    PackedCounts,
-    Plan,
-    Slice,
-    TaskRecord,
-    TaskSummary,
-    TokenLedger,
-    encode,
-    sealed,
-)
+from exact_prep.manifest import Manifest, Plan, Slice, TaskRecord
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
-from exact_prep.pipeline.work import claim, refuse_finished
+from exact_prep.pipeline.publish import publish_dataset, shards_of
+from exact_prep.pipeline.work import Run, claim, refuse_finished
 from exact_prep.sources import find_inputs, plan_tasks, sample_texts
 from exact_prep.stages.pack import PackTask, pack_task, record_path, rejected_path
-from exact_prep.storage import (
-    TEMPORARY,
-    digest,
-    explained,
-    load,
-    locked,
-    make_directory,
-    publish,
-    read_blocks,
-    read_bytes,
-    remove,
-    save,
-    sync_file,
-)
-from exact_prep.tables import exposure_of, record_of
+from exact_prep.storage import TEMPORARY, digest, explained, load, locked, publish, read_blocks, remove
 from exact_prep.tokenization import choose, locate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
     from exact_prep.config import PackOptions
-    from exact_prep.manifest import ShardRecord
     from exact_prep.pipeline.events import Emit
-
 
 WORKER_BYTES = 128 << 20
 """Input that is worth a worker of its own: it takes 1 to 2 CPU-seconds to start, in which 128 MB are packed."""
 
 SLOWNESS = 64
 """How many times as long the reference takes to encode."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A planned run: what does not change while it lasts."""
-
-    out: Path
-    plan: Plan
-    left_out: dict[str, int]
-    tokenizer_path: Path | None
-    stdin: Path | None
-    emit: Emit
-
-    @property
-    def work(self) -> Path:
-        """Where unfinished things are."""
-        return self.out / WORK
 
 
 def pack(
@@ -185,7 +138,7 @@ def finished_tasks(planned: Run) -> dict[int, TaskRecord]:
     published: dict[tuple[int, str], Path] = {}
     for seq_len in planned.plan.options.packing.seq_lens:
         shards = shards_of(records.values(), seq_len)
-        home = home_of(planned, seq_len)
+        home = planned.home(seq_len)
         published |= {(seq_len, shard.file): home / shard_name(i, len(shards)) for i, shard in enumerate(shards)}
     for task, record in list(records.items()):
         for seq_len, counts in record.packed.items():
@@ -290,108 +243,3 @@ def bytes_of_tasks(plan: Plan) -> list[int]:
         return size * ((part.stop or whole) - part.start) // whole if whole else size
 
     return [sum(map(share, task)) for task in plan.tasks]
-
-
-def home_of(planned: Run, seq_len: int) -> Path:
-    """Where the dataset of a row length goes."""
-    return planned.out if len(planned.plan.options.packing.seq_lens) == 1 else planned.out / str(seq_len)
-
-
-def shards_of(records: Iterable[TaskRecord], seq_len: int) -> list[ShardRecord]:
-    """All shards of a row length in order."""
-    return [shard for record in records for shard in record.packed[seq_len].shards]
-
-
-def publish_dataset(planned: Run, seq_len: int, records: list[TaskRecord]) -> Manifest:
-    """Move the shards of one row length to their places and write the manifest, last."""
-    home = home_of(planned, seq_len)
-    make_directory(home)
-    parts = shards_of(records, seq_len)
-    shards = []
-    for index, part in enumerate(parts):
-        waiting = planned.work / str(seq_len) / part.file
-        shard = part.model_copy(update={"file": shard_name(index, len(parts))})
-        if waiting.exists():
-            publish(waiting, home / shard.file)
-        shards.append(shard)
-    rejected = publish_rejected(planned, home, records)
-    manifest = manifest_of(planned, seq_len, records, tuple(shards), rejected)
-    if (home / MANIFEST).exists() and read_bytes(home / MANIFEST) == encode(manifest):
-        return manifest
-    write_info(home, seq_len)
-    write_state(home, shards, manifest.tree_hash)
-    save(manifest, home / MANIFEST)
-    return manifest
-
-
-def manifest_of(
-    planned: Run, seq_len: int, records: list[TaskRecord], shards: tuple[ShardRecord, ...], rejected: str | None
-) -> Manifest:
-    """The sum of the tasks' records; `rejected` is the checksum of rejected.jsonl."""
-    plan, packed = planned.plan, [record.packed[seq_len] for record in records]
-    first_records = [0]
-    for record in records:
-        first_records.append(first_records[-1] + record.documents.records)
-    exposure = sum((exposure_of(counts.exposure) for counts in packed), Exposure())
-    return sealed(
-        Manifest(
-            tool_version=__version__,
-            seq_len=seq_len,
-            packing=plan.options.packing.packing,
-            options=plan.options,
-            tokenizer=plan.tokenizer.model_copy(
-                update={
-                    "parity_texts": plan.tokenizer.parity_texts + sum(record.parity_texts for record in records),
-                    "parity_bytes": plan.tokenizer.parity_bytes + sum(record.parity_bytes for record in records),
-                }
-            ),
-            inputs=tuple(InputRecord(path=file.path, bytes=file.bytes, format=file.format) for file in plan.inputs),
-            left_out=planned.left_out,
-            tasks=tuple(
-                TaskSummary(slices=plan.tasks[record.task], first_record=first, documents=record.documents)
-                for record, first in zip(records, first_records, strict=False)
-            ),
-            documents=documents_of(records),
-            text_bytes=sum(record.text_bytes for record in records),
-            documents_cut=sum(counts.documents_cut for counts in packed),
-            longest_context=max((counts.longest_context for counts in packed), default=0),
-            ledger=ledger_of(packed),
-            exposure=record_of(exposure),
-            rows=sum(shard.rows for shard in shards),
-            shards=shards,
-            rejected_xxh3=rejected,
-            tree_hash=tree_hash(shards),
-        )
-    )
-
-
-def documents_of(records: Iterable[TaskRecord]) -> DocumentCounts:
-    """The sum of the tasks' documents."""
-    sums = Counter[str]()
-    for record in records:
-        sums.update(record.documents.model_dump())
-    return DocumentCounts(**sums)
-
-
-def ledger_of(packed: Iterable[PackedCounts]) -> TokenLedger:
-    """The sum of the tasks' ledgers."""
-    sums, dropped = Counter[str](), Counter[str]()
-    for counts in packed:
-        sums.update(counts.ledger.model_dump(exclude={"dropped"}))
-        dropped.update(counts.ledger.dropped)
-    return TokenLedger.model_validate({**sums, "dropped": dict(dropped)})
-
-
-def publish_rejected(planned: Run, home: Path, records: list[TaskRecord]) -> str | None:
-    """rejected.jsonl: what the tasks set aside, in order; absent if nothing was. Returns its checksum."""
-    lists = [rejected_path(planned.work, record.task) for record in records if record.documents.rejected]
-    if not lists:
-        return None
-    temporary = home / (REJECTED + TEMPORARY)
-    with explained("write", temporary), temporary.open("wb") as file:
-        for path in lists:
-            with path.open("rb") as part:
-                shutil.copyfileobj(part, file)
-    sync_file(temporary)
-    publish(temporary, home / REJECTED)
-    return digest(read_blocks(home / REJECTED, [slice(0, (home / REJECTED).stat().st_size)]))

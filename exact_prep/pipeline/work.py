@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exact_prep.dataset import (
@@ -38,11 +39,34 @@ from exact_prep.storage import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exact_prep.pipeline.events import Emit
+
 WORKER_BYTES = 2 << 30
 """Shards that are worth a worker of their own: it takes 1 CPU-second to start, in which 2 GB are weighed or checked."""
 
 OURS = {*LOCK_FILES, WORK, SPOOL, SPOOL + TEMPORARY, WEIGHTS + TEMPORARY}
 """What a directory may hold that holds nothing: it is what a run leaves that was stopped as it began."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A planned run: what does not change while it lasts."""
+
+    out: Path
+    plan: Plan
+    left_out: dict[str, int]
+    tokenizer_path: Path | None
+    stdin: Path | None
+    emit: Emit
+
+    @property
+    def work(self) -> Path:
+        """Where unfinished things are."""
+        return self.out / WORK
+
+    def home(self, seq_len: int) -> Path:
+        """Where the dataset of a row length goes."""
+        return self.out if len(self.plan.options.packing.seq_lens) == 1 else self.out / str(seq_len)
 
 
 def refuse_finished(out: Path, *, overwrite: bool) -> None:
