@@ -37,6 +37,7 @@ from exact_prep.manifest import (
 )
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
 from exact_prep.pipeline.work import claim, refuse_finished
+from exact_prep.shards import ShardWriter
 from exact_prep.sources import find_inputs, plan_tasks, sample_texts
 from exact_prep.stages.pack import PackTask, pack_task, record_path, rejected_path
 from exact_prep.storage import (
@@ -116,6 +117,8 @@ def pack(
         remove(planned.work / PLAN)
         remove(planned.work)
         emit(Finished())
+        if not manifests[0].rows:
+            emit(Note(text="no document of the inputs holds a token: the dataset has no rows"))
     return manifests
 
 
@@ -290,7 +293,7 @@ def publish_dataset(planned: Run, seq_len: int, records: list[TaskRecord]) -> Ma
     """Move the shards of one row length to their places and write the manifest, last."""
     home = home_of(planned, seq_len)
     make_directory(home)
-    parts = shards_of(records, seq_len)
+    parts = shards_of(records, seq_len) or [shard_without_rows(home, seq_len)]
     shards = []
     for index, part in enumerate(parts):
         waiting = planned.work / str(seq_len) / part.file
@@ -306,6 +309,14 @@ def publish_dataset(planned: Run, seq_len: int, records: list[TaskRecord]) -> Ma
     write_state(home, shards, manifest.tree_hash)
     save(manifest, home / MANIFEST)
     return manifest
+
+
+def shard_without_rows(home: Path, seq_len: int) -> ShardRecord:
+    """The shard of a corpus without a token: Hugging Face opens no dataset that has none."""
+    writer = ShardWriter(home / (shard_name(0, 1) + TEMPORARY), seq_len)
+    record = writer.close(file=shard_name(0, 1), task=0)
+    publish(writer.path, home / record.file)
+    return record
 
 
 def manifest_of(
