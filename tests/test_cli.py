@@ -647,3 +647,25 @@ def test_a_closed_standard_input_is_misuse(tokenizer_file, tmp_path):
     done = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "standard input is closed" in done.stderr
+
+
+def test_a_corpus_without_a_token_is_a_dataset_without_rows_and_says_so(tokenizer_file, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "a.jsonl", ["", ""])
+    (tmp_path / "in" / "b.txt").touch()
+    out = tmp_path / "out"
+    base = ("--tokenizer", tokenizer_file, "--seq-len", 16, "--seq-len", 32, "--out", out)
+    assert "the dataset has no rows" in exact_prep("pack", tmp_path / "in", *base).stderr
+    exact_prep("weigh", out)
+    exact_prep("weigh", out, "--out", tmp_path / "weighed")
+    for directory in (out, tmp_path / "weighed"):
+        exact_prep("verify", directory)
+        facts = json.loads(exact_prep("report", directory, "--json").stdout)
+        assert [(one["rows"], one["documents"]["empty"]) for one in facts] == [(0, 3), (0, 3)]
+        assert len(open_dataset(directory / "32")) == 0
+        load = "from datasets import load_from_disk; import sys; d = load_from_disk(sys.argv[1]);"
+        show = load + "print(len(d), d.features['input_ids'].length)"
+        done = subprocess.run(
+            [sys.executable, "-c", show, directory / "32"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["0", "32"]

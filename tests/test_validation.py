@@ -414,6 +414,7 @@ def smoke(tmp_path_factory) -> tuple[Results, object]:
     return Results.model_validate_json((out / "results.json").read_bytes()), (out, done)
 
 
+@pytest.mark.xdist_group("smoke")
 def test_extra_supervision_moves_loss_where_it_was_put(smoke):
     results, _ = smoke
     loss = {run.arm: run.measures for run in results.runs}
@@ -422,6 +423,7 @@ def test_extra_supervision_moves_loss_where_it_was_put(smoke):
     assert loss["exact@1"][short] > loss["uniform"][short] > loss["mirror@1"][short]
 
 
+@pytest.mark.xdist_group("smoke")
 def test_an_experiment_leaves_results_plots_and_a_plain_verdict(smoke):
     _, (out, done) = smoke
     found = json.loads((out / "results.json").read_text())

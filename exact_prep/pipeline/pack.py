@@ -77,6 +77,8 @@ def pack(
         remove(planned.work / PLAN)
         remove(planned.work)
         emit(Finished())
+        if not manifests[0].rows:
+            emit(Note(text="no document of the inputs holds a token: the dataset has no rows"))
     return manifests
 
 

@@ -20,6 +20,7 @@ from exact_prep.manifest import (
     encode,
     sealed,
 )
+from exact_prep.shards import ShardWriter
 from exact_prep.stages.pack import rejected_path
 from exact_prep.storage import (
     TEMPORARY,
@@ -51,7 +52,7 @@ def publish_dataset(planned: Run, seq_len: int, records: list[TaskRecord]) -> Ma
     """Move the shards of one row length to their places and write the manifest, last."""
     home = planned.home(seq_len)
     make_directory(home)
-    parts = shards_of(records, seq_len)
+    parts = shards_of(records, seq_len) or [shard_without_rows(home, seq_len)]
     shards = []
     for index, part in enumerate(parts):
         waiting = planned.work / str(seq_len) / part.file
@@ -67,6 +68,14 @@ def publish_dataset(planned: Run, seq_len: int, records: list[TaskRecord]) -> Ma
     write_state(home, shards, manifest.tree_hash)
     save(manifest, home / MANIFEST)
     return manifest
+
+
+def shard_without_rows(home: Path, seq_len: int) -> ShardRecord:
+    """The shard of a corpus without a token: Hugging Face opens no dataset that has none."""
+    writer = ShardWriter(home / (shard_name(0, 1) + TEMPORARY), seq_len)
+    record = writer.close(file=shard_name(0, 1), task=0)
+    publish(writer.path, home / record.file)
+    return record
 
 
 def manifest_of(
