@@ -36,7 +36,7 @@ def measure(job: Job, model: nn.Module) -> dict[str, float]:
             **probes.loss_by_bucket(model, held_out, device),
             **probes.loss_of_mixture(model, rows, job.tail_from, device),
             **probes.recall_by_distance(model, length, tier.held_out, 4242, device),
-            **probes.evidence_ablation(model, tier.distances, 4242, device),
+            **probes.evidence_ablation(model, tier.distances, 4242, device, questions=tier.questions),
         }
     stream, held_out = job.corpus
     measures = probes.loss_by_bucket(model, held_out, device)

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-ITEMS = 48
-"""Questions per distance."""
-
 
 def loss_by_bucket(model: nn.Module, batches: Iterable[Batch], device: str = "cpu") -> dict[str, float]:
     """Mean loss per bucket of effective left context, and of all supervised targets."""
@@ -86,18 +83,20 @@ def recall_by_distance(
 
 
 @torch.no_grad()
-def evidence_ablation(model: nn.Module, distances: Iterable[int], seed: int, device: str = "cpu") -> dict[str, float]:
+def evidence_ablation(
+    model: nn.Module, distances: Iterable[int], seed: int, device: str = "cpu", *, questions: int = 48
+) -> dict[str, float]:
     """Gain and margin of evidence at each distance: a document, one key with its value, noise, the key again."""
     measures = {}
     model.eval()
     for distance in distances:
         rng = np.random.default_rng([seed, 2, distance])
         gains, margins = [], []
-        for _ in range(ITEMS):
+        for _ in range(questions):
             with_evidence, without, value, foil = question(rng, distance)
             rows = batch_of([(row, np.array([row.size], np.int32)) for row in (with_evidence, without)]).to(device)
-            logits = model(rows.ids, rows.edges).float().log_softmax(-1).cpu()
-            present, ablated = logits[with_evidence.size - 1], logits[-1]
+            asked = model(rows.ids, rows.edges)[rows.edges[1:] - 1]
+            present, ablated = asked.float().log_softmax(-1).cpu()
             gains.append(float(present[value] - ablated[value]))
             margins.append(float(present[value] - present[foil]))
         measures[f"gain {distance}"] = float(np.mean(gains))

@@ -23,6 +23,8 @@ class Tier:
     seeds: tuple[int, ...]
     held_out: int
     """Documents or rows that loss and recall are measured on."""
+    questions: int
+    """Questions per distance of the ablation probe."""
     ruler_items: int
     """Questions per task and length where the model reads text."""
 
@@ -52,6 +54,7 @@ SMOKE = Tier(
     arms=("uniform", "exact@1", "mirror@1"),
     seeds=(0,),
     held_out=12,
+    questions=8,
     ruler_items=0,
 )
 """Under two minutes on one core."""
@@ -70,6 +73,7 @@ EXAMPLE = Tier(
     arms=("uniform", "exact", "exact@1", "flat", "mirror", "permuted", "lr", "steps", "null"),
     seeds=(0, 1, 2),
     held_out=20,
+    questions=48,
     ruler_items=2,
 )
 """Under half an hour on two cores."""
@@ -88,6 +92,7 @@ GPU = Tier(
     arms=("uniform", "exact", "exact@1", "flat", "lr"),
     seeds=(0, 1, 2),
     held_out=48,
+    questions=48,
     ruler_items=16,
 )
 """Meant for half an hour on one card: 25M parameters."""
