@@ -143,6 +143,22 @@ def test_a_long_line_is_not_held(tmp_path, monkeypatch):
     assert peak < 48 << 20
 
 
+def test_a_long_record_is_held_once_where_it_must_be(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    record = b'\n {"text":"' + b"word " * 12_000_000 + b'"}'
+    (tmp_path / "a.json").write_bytes(b"[" + record + b", {}]")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(record.strip(), 1))
+    for name in ("a.json", "b.jsonl.gz"):
+        options = SourceOptions(on_error="reject")
+        files = find_inputs([str(tmp_path / name)], options).files
+        tracemalloc.start()
+        size = sum(len(text) for batch in read_slice(part(0, files, options, None)) for text in batch.texts)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert size == 60_000_000
+        assert peak < 90_000_000
+
+
 def test_bad_long_documents_are_set_aside_whole(tmp_path):
     lines = [b'{"text": "' + b"word " * 100 + b'"}', b'{"text": "' + b"x" * 500 + b'\\ud800"}', b'{"text": "short"}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))

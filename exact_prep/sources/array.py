@@ -26,6 +26,7 @@ OUTSIDE = re.compile(rb'["{}\[\],]')
 """What matters outside of strings."""
 
 SPACE = b" \t\r\n"
+BLANK = re.compile(b"[ \t\r\n]*")
 NOTHING = b","
 """Stands for a record that is not there; it fails to decode."""
 
@@ -87,13 +88,13 @@ class Cutter:
         """Records cut so far."""
         self._ended = False
         """Whether the array is closed."""
-        self._held: list[bytes] = []
-        """The record under way, as far as it has come."""
+        self._held = bytearray()
+        """The record under way, as far as it has come; grows in place: it is held once."""
         self._size = 0
 
-    def cut(self, data: bytes) -> tuple[list[bytes], bytes]:
+    def cut(self, data: bytes) -> tuple[list[bytes | bytearray], bytes]:
         """Records that end in `data`, and what is to be given again in front of the next bytes."""
-        records: list[bytes] = []
+        records: list[bytes | bytearray] = []
         begin = at = 0 if self._base >= 0 else self._enter(data)
         while at < len(data) and not self._ended and not self.fault:
             if self._string:
@@ -142,12 +143,12 @@ class Cutter:
             return self._depth == self._base == 0
         return mark == b"," and self._depth == self._base == 1
 
-    def _finish(self, data: bytes, records: list[bytes]) -> None:
+    def _finish(self, data: bytes, records: list[bytes | bytearray]) -> None:
         """The record under way ends with `data`."""
         self._hold(data)
-        record = b"".join(self._held) if self._size <= MAX_DOCUMENT else TOO_LONG
-        self._held, self._size = [], 0
-        if not record.strip(SPACE):
+        record = self._held if self._size <= MAX_DOCUMENT else TOO_LONG
+        self._held, self._size = bytearray(), 0
+        if BLANK.fullmatch(record):
             if self._ended and not self._records:
                 return
             record = NOTHING
@@ -158,7 +159,7 @@ class Cutter:
         """Keep part of a record, unless it has become too long."""
         self._size += len(data)
         if self._size <= MAX_DOCUMENT:
-            self._held.append(data)
+            self._held += data
         else:
             self._held.clear()
 
@@ -166,4 +167,4 @@ class Cutter:
         """Whether the bytes may end here."""
         if self._base == 1:
             return self._ended
-        return not self._depth and not self._string and not b"".join(self._held).strip(SPACE)
+        return not self._depth and not self._string and BLANK.fullmatch(self._held) is not None
