@@ -6,8 +6,10 @@ Worker processes import the script they were started from: what is imported insi
 
 def main() -> None:
     """Run the command line."""
-    from exact_prep.cli import main as run
-
+    try:
+        from exact_prep.cli import main as run
+    except KeyboardInterrupt:  # before there was anything to stop
+        raise SystemExit(130) from None
     run()
 
 

@@ -13,6 +13,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from corpora import read_all, read_inputs
+from written_dataset import documents, write_dataset
 
 from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError
@@ -323,3 +324,9 @@ class TestSamples:
         (tmp_path / "a.jsonl").write_text('{"ids":[1]}\n')
         options = SourceOptions(ids_field="ids")
         assert sample_texts(find_inputs([str(tmp_path)], options).files, options) == []
+
+
+def test_rows_that_exact_prep_packed_are_no_corpus_of_ids(tmp_path):
+    packed = write_dataset(tmp_path / "packed", documents(20, 40), seq_len=64)
+    with pytest.raises(SourceError, match="padding;\npack the corpus that it was made of"):
+        read_inputs(packed, ids_field="input_ids")

@@ -31,6 +31,8 @@ BUFFER = 1 << 20
 ARROW_FILE_MAGIC = b"ARROW1"
 """How an Arrow IPC file begins; a stream begins otherwise."""
 
+PACKED = b"exact_prep"
+"""What the schema metadata of our own shards has, and nobody else's."""
 
 BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 """The type that has a string type's layout without its promise of UTF-8."""
@@ -94,6 +96,11 @@ def pick_column(part: Part, schema: pa.Schema) -> str:
     ids = part.options.ids_field is not None
     name = part.options.ids_field if part.options.ids_field is not None else part.options.text_field
     option = "--ids-field" if ids else "--text-field"
+    if ids and PACKED in (schema.metadata or {}):
+        raise SourceError(
+            f"{part.name} is a shard that exact-prep packed: its rows are pieces of documents, and padding;\n"
+            "pack the corpus that it was made of"
+        )
     found = schema.get_all_field_indices(name)
     if len(found) != 1:
         problem = "there is no column" if not found else f"there are {len(found)} columns"

@@ -75,6 +75,8 @@ def export(
         raise UsageError(f"{kind} has weights aligned with {alignments[0]}s only; leave --align out")
     writer = import_module(f"exact_prep.integrations.exporters.{module}")
     dataset = open(directory)
+    if not len(dataset):
+        raise UsageError(f"{directory} has no rows: there is nothing to export")
     claim(out, overwrite=overwrite)
     unfinished = out.with_name(out.name + TEMPORARY)
     remove(unfinished)
