@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from exact_prep.validation.corpus import CorpusStream
     from exact_prep.validation.plan import Experiment
 
+CLAIM = "experiment.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -147,7 +148,8 @@ def run_experiment(
     first = Job(experiment, "uniform", experiment.seeds[0])
     for arm in arms:
         first.make_arm(arm)  # a wrong name ends here, not after an hour
-    first.new_model()  # and a wrong path
+    if not (experiment.out / CLAIM).exists():
+        first.new_model()  # so does a wrong path, before it takes the place
     claim(experiment)
     tell_of_text_suite(experiment, told)
     jobs = [Job(experiment, arm, seed) for seed in experiment.seeds for arm in arms]
@@ -168,7 +170,7 @@ def claim(experiment: Experiment) -> None:
 
     Bases and checkpoints carry no settings of their own: this file vouches for them.
     """
-    path = experiment.out / "experiment.json"
+    path = experiment.out / CLAIM
     if not path.exists():
         save(experiment.settings, path)
         return
