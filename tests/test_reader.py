@@ -170,6 +170,8 @@ def splitmix_order(size, *key):
 def test_a_shuffle_is_the_same_for_ever(dataset):
     assert ids(dataset.shuffle(5)) == ids(dataset.shuffle(5)) != ids(dataset.shuffle(6)) != ids(dataset)
     assert ids(dataset.shuffle(5, epoch=1)) != ids(dataset.shuffle(5))
+    with pytest.raises(UsageError, match="seed is -1"):
+        dataset.shuffle(-1)
     order = BatchOrder(8, batch_size=8, seed=7)
     assert [order.batch(epoch).tolist() for epoch in (0, 1)] == [splitmix_order(8, 7, 0), splitmix_order(8, 7, 1)]
     assert order.batch(0).tolist() == [1, 3, 2, 4, 7, 0, 6, 5]

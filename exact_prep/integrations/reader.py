@@ -146,7 +146,12 @@ class PackedDataset:
         return self._reordered(np.asarray(self._order)[places if places.size else places.astype(np.int64)])
 
     def shuffle(self, seed: int, epoch: int = 0) -> PackedDataset:
-        """The rows in an order that depends on (seed, epoch) alone, on any machine and with any NumPy version."""
+        """The rows in an order that depends on (seed, epoch) alone, on any machine and with any NumPy version.
+
+        Raises UsageError for a negative seed or epoch.
+        """
+        if seed < 0 or epoch < 0:
+            raise UsageError(f"seed is {seed}, epoch {epoch}; both count from 0")
         return self.select(permutation(len(self), seed, epoch))
 
     def shard(self, rank: int, world_size: int) -> PackedDataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -162,6 +163,13 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(directory, tmp_pa
         export(directory, "numpy", tmp_path / "out")
     export(directory, "numpy", tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "lut.npy").exists()
+
+
+def test_an_export_may_go_to_the_empty_directory_one_is_in(directory, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(directory, "lut", Path())
+    assert (tmp_path / "here" / "export.json").is_file()
 
 
 def test_a_damaged_shard_is_found_before_it_is_passed_on(tmp_path):

@@ -78,6 +78,7 @@ def export(
     if not len(dataset):
         raise UsageError(f"{directory} has no rows: there is nothing to export")
     claim(out, overwrite=overwrite)
+    out = out.resolve()  # `.` has no name
     unfinished = out.with_name(out.name + TEMPORARY)
     remove(unfinished)
     make_directory(unfinished)
