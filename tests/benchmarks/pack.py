@@ -52,8 +52,11 @@ OURS = {
     "exact-prep, jsonl, 1 worker, best-fit": ("jsonl", 1, "best-fit"),
     "exact-prep, jsonl, 2 workers": ("jsonl", 2, "concat"),
 }
-START_UP = "two documents"
-"""What a tool costs before it does anything, by its name and number of workers: imports, kernels, the tokenizer."""
+START_UP = "start-up"
+"""What a tool costs for two files of SAMPLE_CHARS: imports, kernels, loading the tokenizer, and the parity gate."""
+
+SAMPLE_CHARS = 600_000
+"""Together more than the gate looks at."""
 
 
 def named(workers: int) -> str:
@@ -113,8 +116,9 @@ def main() -> None:
         corpus = corpora.build(asked.corpus, root / "corpus", asked.size)
         tiny = root / "tiny"
         tiny.mkdir()
-        for number in range(2):
-            (tiny / f"{number}.jsonl").write_text('{"id": "0", "text": "one document"}\n')
+        for number, path in enumerate(sorted(corpus.jsonl.iterdir())[:2]):
+            with path.open(encoding="utf-8") as lines:
+                (tiny / f"{number}.jsonl").write_text("".join(lines.readlines(SAMPLE_CHARS)), encoding="utf-8")
         out = root / "out"
         todo = commands(corpus, asked.tokenizer, pythons, out)
         if asked.only:
@@ -167,7 +171,7 @@ def show(measured: dict[str, list[Figures]], corpus: Corpus) -> None:
 
 
 def start_up_of(name: str, medians: dict[str, Figures]) -> float:
-    """CPU-seconds that exact-prep or the bare loop takes for two documents with as many workers; 0 for a peer."""
+    """CPU-seconds of start-up of exact-prep or the bare loop with as many workers; 0 for a peer."""
     tool, workers = name.split(", ")[0], name.split(", ")[2]
     small = f"{tool}, {START_UP}, {workers}"
     return medians[small].cpu_s if small in medians and name != small else 0.0
