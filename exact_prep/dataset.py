@@ -42,6 +42,8 @@ def datasets_in(directory: Path) -> list[Path]:
             return [directory]
         if not directory.exists():
             raise DatasetError(f"{directory} does not exist; make a dataset with `exact-prep pack`")
+        if not directory.is_dir():
+            raise DatasetError(f"{directory} is a file; name the directory of the dataset")
         if is_unfinished(directory):
             raise DatasetError(f"{directory} is not finished; start the same `exact-prep pack` again, it continues")
         if is_unfinished_copy(directory):

@@ -336,3 +336,9 @@ def test_a_table_of_unequal_columns_is_refused_by_every_command(copy):
         assert any("are not of the same buckets" in finding for finding in found(copy))
         with pytest.raises(DatasetError, match="are not of the same buckets"):
             gather(copy)
+
+
+def test_a_file_is_no_directory_of_datasets(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(DatasetError, match="is a file; name the directory"):
+        verify(tmp_path / "manifest.json")
