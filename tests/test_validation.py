@@ -482,28 +482,6 @@ def test_a_base_sees_no_context_longer_than_its_rows(tmp_path):
     assert measure(whole.edges.diff().int().numpy()).targets >= int((contexts > 0).sum())
 
 
-def test_dropout_is_the_same_in_every_arm_and_after_a_restart(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
-    from exact_prep.validation.huggingface import load_model
-
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=256, n_embd=24, n_layer=1, n_head=2)
-    assert config.resid_pdrop > 0
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
-    source, schedule = stream(4), Schedule(steps=4, lr=1e-3)
-
-    def run(name: str, **options) -> list[torch.Tensor]:
-        model = load_model(tmp_path / "model", VOCABULARY)
-        train(model, source, make_arm(name, source.exposure, 128, 32), schedule, **options)
-        return state(model)
-
-    whole = run("uniform")
-    assert all(map(torch.equal, whole, run("exact@0")))
-    checkpoint = {"checkpoint": tmp_path / "checkpoint", "every": 2}
-    run("uniform", **checkpoint, stop_after=2)
-    assert all(map(torch.equal, whole, run("uniform", **checkpoint)))
-
-
 def validated(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "exact_prep", "validate", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -516,7 +494,6 @@ def test_what_cannot_be_run_is_refused_at_once_and_takes_no_place(tmp_path):
     plain = write_dataset(tmp_path / "plain", documents(60, 200), seq_len=64)
     tailless = weigh_dataset(write_dataset(tmp_path / "zero", documents(120, 200), seq_len=64), tail_from=0)
     for arguments, message in (
-        (["--model", plain], "holds no causal language model"),
         (["--data", plain], "not weighed; run `exact-prep weigh"),
         (["--data", tailless], "everything is tail"),
         (["--seeds", "0,-1"], "--seeds 0,-1: numbers with commas between"),
@@ -542,31 +519,3 @@ def test_a_dataset_of_ids_is_read_once_for_its_largest(tmp_path, monkeypatch):
     for seed in range(3):
         assert open_corpus(data, rows_per_step=2, held_out=2, seed=seed)[0].vocab_size == VOCAB
     assert len(seen) <= len(exact_prep.open(data)) + 3 * 2
-
-
-@pytest.mark.parametrize("family", ["Qwen2", "Llama"])
-def test_a_hugging_face_model_trains_with_its_documents_apart(family, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
-    from exact_prep.validation.huggingface import load_model
-
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=VOCABULARY,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-    )
-    torch.manual_seed(0)
-    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "model")
-    model = load_model(tmp_path / "model", VOCABULARY)
-    with pytest.raises(UsageError, match="knows 257 ids, the data have 258"):
-        load_model(tmp_path / "model", VOCABULARY + 1)
-    source = stream(3)
-    before = state(model)
-    losses = train(model, source, make_arm("exact", source.exposure, 128, 32), Schedule(steps=3, lr=1e-3))
-    assert len(losses) == 3
-    assert any(not torch.equal(a, b) for a, b in zip(before, state(model), strict=True))
-    with pytest.raises(UsageError, match="no causal language model"):
-        load_model(tmp_path, VOCABULARY)
