@@ -60,3 +60,15 @@ def test_the_demo_packs_weighs_reports_and_says_how_to_load_the_result(tmp_path)
     again = subprocess.run(demo, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
+
+
+def test_a_demo_stopped_before_it_had_weighed_is_finished_by_the_same_command(tmp_path):
+    out = tmp_path / "demo"
+    pack = ["pack", corpus_path(), "--tokenizer", tokenizer_path(), "--seq-len", "16384", "--out", out]
+    run = [sys.executable, "-m", "exact_prep"]
+    subprocess.run([*run, *map(str, pack)], capture_output=True, check=True)
+    before = (out / "manifest.json").read_bytes()
+    done = subprocess.run([*run, "demo", "--out", out], capture_output=True, text=True, check=True, timeout=120)
+    assert "Load it with:" in done.stdout
+    assert (out / "manifest.json").read_bytes() == before
+    assert subprocess.run([*run, "demo", "--out", out], capture_output=True, check=False).returncode == 2

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from exact_prep.cli.arguments import Overwrite
+
+if TYPE_CHECKING:
+    from exact_prep.config import PackOptions
 
 
 def demo(
@@ -30,7 +33,8 @@ def demo(
         packing=PackingOptions(seq_lens=(16384,)),
     )
     with Display() as display:
-        pack([str(corpus_path())], options, out, overwrite=overwrite, emit=display)
+        if overwrite or not is_packed(out, options):
+            pack([str(corpus_path())], options, out, overwrite=overwrite, emit=display)
         weigh(out, WeighOptions(), emit=display)
     Console().print(render(gather(out)))
     typer.echo(
@@ -39,3 +43,13 @@ def demo(
         f"    rows = load_from_disk({str(out)!r}).with_format('torch')\n"
         "    rows[0]['input_ids'], rows[0]['loss_weights']   # loss = sum(w * ce) / sum(w), w aligned with the target"
     )
+
+
+def is_packed(out: Path, options: PackOptions) -> bool:
+    """Whether an earlier demo was stopped after it had packed: there the same command weighs, and refuses nothing."""
+    from exact_prep.dataset import MANIFEST, is_unfinished, load_manifest, load_weights_file
+
+    if not (out / MANIFEST).is_file() or is_unfinished(out) or load_manifest(out).options != options:
+        return False
+    weights = load_weights_file(out)
+    return weights is None or weights.state != "complete"
