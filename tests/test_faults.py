@@ -430,3 +430,33 @@ def test_copies_are_not_mixed_with_an_unfinished_run(corpus, whole, tokenizer_fi
             weigh_here(packed, out=out, overwrite=overwrite)
     pack_here(corpus[:1], out, tokenizer_file, seq_lens=(32, 64))
     assert verify(out) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heeded_while_a_vocabulary_loads(number, corpus, tokenizer_file, tmp_path):
+    """The vocabulary takes minutes here, in native code as any does: a real one takes too few seconds to tell."""
+    script = """if True:
+    import hashlib, fastokens
+    from exact_prep.cli import main
+
+    class Tokenizer:
+        def from_json_str(text):
+            print("loading", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 500_000_000)
+
+    fastokens.Tokenizer = Tokenizer
+    main()
+    """
+    options = ["pack", *corpus, "--tokenizer", tokenizer_file, "--seq-len", "256", "--out", tmp_path / "out"]
+    command = [sys.executable, "-c", script, *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "loading\n"
+        started = time.monotonic()
+        process.send_signal(number)
+        _, talk = process.communicate(timeout=60)
+        took = time.monotonic() - started
+    assert process.returncode == 130
+    assert took < 2
+    assert talk.count("\n") == 1
+    assert "start the same command again to continue" in talk

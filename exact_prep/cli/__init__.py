@@ -5,10 +5,12 @@ Nothing slow is imported before a command runs: `--help` answers in a fraction o
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Annotated, Any, NoReturn
 
@@ -95,6 +97,8 @@ def main() -> NoReturn:
         if debug:
             raise
         typer.echo(f"exact-prep: {error}", err=True)
+        if isinstance(error, Interrupted):
+            leave()
         sys.exit(exit_code(error))
     except Exception as error:
         if debug:
@@ -113,6 +117,13 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
+def leave() -> NoReturn:
+    """End at once, all said: a vocabulary may still load in a thread, and must not meet a Python half torn down."""
+    with suppress(OSError, AttributeError):  # closed, or never open
+        sys.stdout.flush()
+    os._exit(STOPPED)
+
+
 def refuse_bytes(arguments: list[str]) -> None:
     """Raise UsageError for an argument that is not text: no record and no Arrow file takes it."""
     for argument in arguments:
@@ -122,8 +133,6 @@ def refuse_bytes(arguments: list[str]) -> None:
 
 def exit_code(error: ExactPrepError) -> int:
     """What the shell is told of an error."""
-    if isinstance(error, Interrupted):
-        return STOPPED
     return MISUSE if isinstance(error, (UsageError, WeightsError)) else FAILURE
 
 

@@ -7,9 +7,11 @@ tokenizer_config.json names, which `tokenizers` does not know. Stored truncation
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future
 from functools import lru_cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,8 +19,10 @@ from exact_prep.errors import TokenizerError
 from exact_prep.tokenization.files import digest, read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+T = TypeVar("T")
 
 BackendName = Literal["fastokens", "tokenizers"]
 
@@ -118,9 +122,26 @@ def loaded(name: BackendName, path: Path, sha256: str, split_special: bool) -> F
     if digest(data) != sha256:
         raise TokenizerError(f"{path} changed since this run was planned; restore it, or start a new run")
     try:
-        return BACKENDS[name](data.decode(), split_special=split_special)
+        return interruptibly(lambda: BACKENDS[name](data.decode(), split_special=split_special))
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
         reason = str(error).strip().partition("\n")[0]
         raise TokenizerError(f"{name} {version(name)} cannot load {path}: {reason}") from error
+
+
+def interruptibly(call: Callable[[], T]) -> T:
+    """What `call` gives, from a thread: Python heeds no signal while its main thread is in native code for seconds.
+
+    After a Ctrl-C the thread runs on; it is a daemon, and no end of the process waits for it.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # all of it belongs to the caller
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return outcome.result()
