@@ -125,13 +125,51 @@ def test_a_worker_killed_before_it_begins_is_started_again():
     with workers_killed_at_their_start(1):
         results = sorted(run(square, range(4), workers=2, name=str, observer=log))
     assert results == [(i, i * i) for i in range(4)]
-    assert log.deaths in ([], [("a task it had not begun", "killed or unable to start")])
+    assert [name for name, _ in log.deaths] == ["a task it had not begun"]
+    assert "SIGKILL" in log.deaths[0][1]
 
 
 @pytest.mark.parametrize("items", [3, 3000])
 def test_workers_that_never_live_to_begin_end_the_run_and_nobody_waits_for_ever(items):
-    with workers_killed_at_their_start(10**6), pytest.raises(WorkerError, match="cannot start or be reached"):
+    with workers_killed_at_their_start(10**6), pytest.raises(WorkerError, match="cannot start: killed by signal 9"):
         list(run(square, range(items), workers=2, name=str))
+
+
+def own_pid(item: int, meter: Meter) -> int:
+    return os.getpid()
+
+
+def test_workers_may_die_at_any_instant_and_no_other_waits_for_them():
+    """Items are so small that workers are killed while they take one, or answer, as often as while they work on it."""
+    log, seen, victims = Log(), [], set()
+    for index, pid in run(own_pid, range(20_000), workers=2, name=str, observer=log):
+        seen.append(index)
+        if len(victims) < 12 and len(seen) % 1000 == 500 and pid not in victims:
+            victims.add(pid)
+            time.sleep(len(victims) / 10_000)  # until it is at something else
+            os.kill(pid, signal.SIGKILL)
+    assert sorted(seen) == list(range(20_000))
+    assert len(victims) == 12
+    assert 1 <= len(log.deaths) <= 12
+
+
+def confess(item: int, meter: Meter) -> None:
+    raise Stubborn(1, 2)
+
+
+class Stubborn(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_an_error_that_cannot_travel_is_told_and_all_say_where_they_were_raised():
+    with pytest.raises(WorkerError, match="Stubborn: 1 and 2") as caught:
+        list(run(confess, range(2), workers=2, name=str))
+    assert "in confess" in caught.value.__notes__[0]
+    with pytest.raises(SourceError) as known:
+        list(run(refuse_three, range(6), workers=2, name=str))
+    assert "in refuse_three" in known.value.__notes__[0]
+    assert "refuse_three" not in str(known.value)
 
 
 SLEEPER = """

@@ -119,6 +119,11 @@ def main() -> NoReturn:
 
 def leave() -> NoReturn:
     """End at once, all said: a vocabulary may still load in a thread, and must not meet a Python half torn down."""
+    from multiprocessing import active_children
+
+    for worker in active_children():
+        worker.kill()
+        worker.join()
     with suppress(OSError, AttributeError):  # closed, or never open
         sys.stdout.flush()
     os._exit(STOPPED)

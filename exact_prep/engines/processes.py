@@ -1,33 +1,41 @@
 """Items on spawned worker processes (spawn, because forking after threads hangs tokenizer libraries).
 
-Workers ignore Ctrl-C (the parent decides), die at once of SIGTERM, and die with their parent however it dies. A
-worker that dies (of the kernel's out-of-memory killer, say) is reported with the item it worked on, which is tried
-once more.
+Each worker has a pipe of its own and shares no lock or queue with the others: it may be killed at any instruction, and
+nobody waits for what it held. Workers ignore Ctrl-C (the parent decides), die at once of SIGTERM, and die with their
+parent however it dies. A worker that dies (of the kernel's out-of-memory killer, say) is reported with the item it
+worked on, which is tried once more.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from concurrent.futures import FIRST_COMPLETED, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import time
+import traceback
+from collections import deque
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-from pebble import ProcessExpired, ProcessPool
+import numpy as np
 
 from exact_prep.engines import METERS, Item, Meter, Observer, Result
 from exact_prep.errors import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableSequence, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
 POLL_S = 0.1
 """How often progress is looked at."""
 
-_counters: MutableSequence[int] = []
+PATIENCE_S = 5.0
+"""How long a worker that was told to end may take before it is killed."""
 
 
 def run(
@@ -39,87 +47,158 @@ def run(
     observer: Observer,
 ) -> Iterator[tuple[int, Result]]:
     """Yield (index, result) as items finish; see `exact_prep.engines.run`."""
-    context = multiprocessing.get_context("spawn")
-    # One slot per item, no lock: a worker killed while it holds a lock would stop all others.
-    counters = context.RawArray("q", METERS * len(items))
-    left, broken = set(range(len(items))), False
-    while left:
-        pool = ProcessPool(workers, initializer=begin, initargs=(counters,), context=context)
-        try:
-            for index, result in run_on(pool, function, items, sorted(left), name, observer, counters):
-                left.discard(index)
-                yield index, result
-            pool.close()
-        except BrokenProcessPool as error:
-            # A worker killed before any has begun a task breaks the pool: nobody knows what it was about to do.
-            if broken:
-                raise WorkerError(
-                    "worker processes cannot start or be reached; try --workers 1 to see why, the run continues"
-                ) from error
-            broken = True
-            observer.worker_died("a task it had not begun", "killed or unable to start")
-        finally:
-            pool.stop()
-            pool.join()
-
-
-def run_on(
-    pool: ProcessPool,
-    function: Callable[[Item, Meter], Result],
-    items: Sequence[Item],
-    indices: Sequence[int],
-    name: Callable[[Item], str],
-    observer: Observer,
-    counters: Sequence[int],
-) -> Iterator[tuple[int, Result]]:
-    """Run some of the items on a pool; raises BrokenProcessPool, WorkerError, and what the function raises."""
-    died: set[int] = set()
-    with interrupts_blocked():
-        pending: dict[Any, int] = {submit(pool, function, items[i], i): i for i in indices}
-    while pending:
-        done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-        observer.progressed(tuple(sum(counters[m::METERS]) for m in range(METERS)))
-        if not done and not pool.active:
-            # A pool that breaks fails what its workers were sent; what still waits to be sent would wait for ever.
-            raise BrokenProcessPool("the pool is broken")
-        for future in done:
-            index = pending.pop(future)
-            try:
-                result = future.result()
-            except ProcessExpired as error:
-                if index in died:
-                    raise WorkerError(
-                        f"a worker died twice over {name(items[index])}: {cause_of(error.exitcode)}; "
-                        "give the run more memory or fewer workers, then start it again: it continues"
-                    ) from error
-                died.add(index)
-                observer.worker_died(name(items[index]), cause_of(error.exitcode))
-                pending[submit(pool, function, items[index], index)] = index
-            else:
-                yield index, result
-
-
-def submit(pool: ProcessPool, function: Callable[[Any, Meter], Any], item: object, index: int) -> Any:
-    """The future of an item; raises BrokenProcessPool."""
+    # One slot per item, written by one worker at a time.
+    counters = multiprocessing.get_context("spawn").RawArray("q", METERS * len(items))
+    crew, totals = Crew(function, items, counters, name, observer), np.frombuffer(counters, np.int64)
+    left, looked = len(items), 0.0
     try:
-        return pool.schedule(work, (function, item, index))
-    except RuntimeError as error:
-        raise BrokenProcessPool(str(error)) from error
+        for _ in range(workers):
+            crew.start()
+        while left:
+            for index, result in crew.answers(crew.wait()):
+                left -= 1
+                yield index, result
+            crew.assign()
+            if not left or time.monotonic() - looked > POLL_S:
+                looked = time.monotonic()
+                observer.progressed(tuple(totals.reshape(-1, METERS).sum(axis=0).tolist()))
+    finally:
+        crew.dismiss()
 
 
-def work(function: Callable[[Any, Meter], Any], item: object, index: int) -> object:
-    """In a worker: run one item from the start."""
-    meter = Meter(_counters, METERS * index)
-    meter.reset()
-    return function(item, meter)
+@dataclass
+class Worker:
+    """A worker process, as its parent sees it."""
+
+    process: BaseProcess
+    pipe: Connection
+    """It says that it is ready, gets an item, answers with its result or an exception, gets the next."""
+    second: bool
+    """Whether it stands in for one that died before it was ready."""
+    ready: bool = False
+    index: int | None = None
+    """The item it works on."""
 
 
-def begin(counters: MutableSequence[int]) -> None:
-    """In a worker, first of all: know the counters, obey the parent and outlive it not."""
-    global _counters
-    _counters = counters
+class Crew:
+    """The workers of a run, and the items that wait for one."""
+
+    def __init__(
+        self,
+        function: Callable[[Any, Meter], Any],
+        items: Sequence[Any],
+        counters: MutableSequence[int],
+        name: Callable[[Any], str],
+        observer: Observer,
+    ) -> None:
+        self._function, self._items, self._counters = function, items, counters
+        self._name, self._observer = name, observer
+        self._waiting = deque(range(len(items)))
+        self._died: set[int] = set()
+        self._workers: list[Worker] = []
+
+    def start(self, *, second: bool = False) -> None:
+        """Start a worker."""
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=serve, args=(there, self._function, self._counters), daemon=True)
+        with interrupts_blocked():
+            process.start()
+        there.close()
+        self._workers.append(Worker(process, here, second))
+
+    def wait(self) -> list[Worker]:
+        """Wait a moment for workers to say something, or to die."""
+        heard = wait([worker.pipe for worker in self._workers], timeout=POLL_S)
+        return [worker for worker in self._workers if worker.pipe in heard]
+
+    def answers(self, heard: Sequence[Worker]) -> Iterator[tuple[int, Any]]:
+        """What those workers have to say of their items; raises what they raised, and WorkerError."""
+        for worker in heard:
+            try:
+                answer = worker.pipe.recv()
+            except (EOFError, OSError):  # the pipe ends with the process, perhaps in the middle of an answer
+                self._replace(worker)
+                continue
+            index, worker.index, worker.ready = worker.index, None, True
+            if isinstance(answer, BaseException):
+                raise answer
+            if index is not None:
+                yield index, answer
+
+    def assign(self) -> None:
+        """Give every idle worker an item that waits."""
+        for worker in self._workers:
+            if self._waiting and worker.ready and worker.index is None:
+                worker.index = self._waiting.popleft()
+                with suppress(OSError):  # it has died, and its pipe will say so
+                    worker.pipe.send((self._items[worker.index], worker.index))
+
+    def _replace(self, worker: Worker) -> None:
+        """Start another worker for one that died, if there is work for it; raises WorkerError the second time."""
+        self._workers.remove(worker)
+        worker.pipe.close()
+        worker.process.join()
+        cause = cause_of(worker.process.exitcode or 0)
+        if worker.index is not None:
+            task = self._name(self._items[worker.index])
+            if worker.index in self._died:
+                raise WorkerError(
+                    f"a worker died twice over {task}: {cause}; "
+                    "give the run more memory or fewer workers, then start it again: it continues"
+                )
+            self._died.add(worker.index)
+            self._waiting.appendleft(worker.index)
+            self._observer.worker_died(task, cause)
+        elif not worker.ready:
+            if worker.second:
+                raise WorkerError(
+                    f"worker processes cannot start: {cause}; try --workers 1 to see why, the run continues"
+                )
+            self._observer.worker_died("a task it had not begun", cause)
+        if self._waiting:
+            self.start(second=not worker.ready)
+
+    def dismiss(self) -> None:
+        """End all workers, whatever they are at."""
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(PATIENCE_S)
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join()
+
+
+def serve(pipe: Connection, function: Callable[[Any, Meter], Any], counters: MutableSequence[int]) -> None:
+    """A worker's life: obey the parent and outlive it not; answer items until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=die_with_parent, daemon=True).start()
+    answer: object = None
+    with suppress(EOFError, ConnectionError):
+        while True:
+            pipe.send(answer)
+            item, index = pipe.recv()
+            meter = Meter(counters, METERS * index)
+            meter.reset()
+            try:
+                answer = function(item, meter)
+            except Exception as error:  # the parent's to deal with
+                answer = portable(error)
+
+
+def portable(error: Exception) -> Exception:
+    """The error as it survives the way to another process, with a note of where it was raised."""
+    trace = "".join(traceback.format_exception(error))
+    error.__cause__ = error.__context__ = None
+    try:
+        error = pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a library's exception does when it is taken apart and put together
+        error = WorkerError(f"{type(error).__name__}: {error}")
+    error.add_note(trace)
+    return error
 
 
 def die_with_parent() -> None:
