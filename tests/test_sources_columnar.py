@@ -19,6 +19,7 @@ from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError
 from exact_prep.manifest import InputFile, Slice
 from exact_prep.sources import find_inputs, part, plan_tasks, read_slice, read_task, sample_texts, slices
+from exact_prep.sources.columnar import rows_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +105,30 @@ def test_a_slice_names_rows_by_their_place_in_the_file(tmp_path: Path, name: str
     tasks = [[Slice(file=0, start=0, stop=1)], [Slice(file=0, start=1, stop=3)]]
     read = read_all(files, options, tasks=tasks)
     assert [(bad.record, bad.place) for bad in read.rejected] == [(5, "row 9")]
+
+
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+def test_rows_before_a_slice_are_counted_by_headers(tmp_path: Path, compression: str | None) -> None:
+    """Of batches of any size, with dictionaries and other columns between them."""
+    sizes = [3, 1, 0, 700, 2, 5]
+    kinds = pa.array(["x", "y"])
+    batches = [
+        pa.record_batch(
+            {
+                "text": pa.array(["a"] * size, pa.string()),
+                "kind": pa.DictionaryArray.from_arrays(pa.array([1] * size, pa.int32()), kinds),
+            }
+        )
+        for size in sizes
+    ]
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_file(tmp_path / "a.arrow", batches[0].schema, options=options) as writer:
+        for batch in batches:
+            writer.write(batch)
+    memory = pa.memory_map(str(tmp_path / "a.arrow"))
+    reader = pa.ipc.open_file(memory)
+    for start in range(reader.num_record_batches + 1):
+        assert rows_before(memory, reader, start) == sum(sizes[:start])
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,6 +31,9 @@ BUFFER = 1 << 20
 
 ARROW_FILE_MAGIC = b"ARROW1"
 """How an Arrow IPC file begins; a stream begins otherwise."""
+
+ARROW_FILE_HEAD = 8
+"""Bytes before its first message: the magic word, padded."""
 
 PACKED = b"exact_prep"
 """What the schema metadata of our own shards has, and nobody else's."""
@@ -243,7 +247,7 @@ def open_arrow_file(part: Part, memory: pa.MemoryMappedFile) -> Columns:
     reader = pa.ipc.open_file(memory, options=options)
     start, stop = part.slice.start, reader.num_record_batches if part.slice.stop is None else part.slice.stop
     edges = shares([1] * reader.num_record_batches, part.file.bytes)
-    first = sum(reader.get_batch(index).num_rows for index in range(start))
+    first = rows_before(memory, reader, start)
 
     def batches() -> Iterator[tuple[pa.RecordBatch, int]]:
         for index in range(start, stop):
@@ -252,6 +256,22 @@ def open_arrow_file(part: Part, memory: pa.MemoryMappedFile) -> Columns:
             yield batch, int(edges[index + 1] - edges[index])
 
     return Columns(first=first, share=int(edges[max(stop, 1)] - edges[start]), rows=cut_batches(part, batches(), first))
+
+
+def rows_before(memory: pa.MemoryMappedFile, reader: pa.RecordBatchFileReader, start: int) -> int:
+    """Rows of the first `start` record batches; what rejected rows are numbered by.
+
+    From the batches' headers alone, where they lie one behind the other as all writers put them: compressed batches
+    would be decompressed by every task that begins behind them.
+    """
+    memory.seek(ARROW_FILE_HEAD)
+    messages = pa.ipc.MessageReader.open_stream(memory)
+    try:
+        headers = (message for message in messages if message.type == "record batch")
+        rows = [pa.ipc.read_record_batch(header, pa.schema([])).num_rows for header in islice(headers, start)]
+    except (pa.ArrowException, OSError):
+        rows = []
+    return sum(rows) if len(rows) == start else sum(reader.get_batch(index).num_rows for index in range(start))
 
 
 def cut_batches(part: Part, batches: Iterator[tuple[pa.RecordBatch, int]], first: int) -> Iterator[Rows]:
