@@ -432,6 +432,24 @@ def test_copies_are_not_mixed_with_an_unfinished_run(corpus, whole, tokenizer_fi
     assert verify(out) == []
 
 
+@pytest.mark.parametrize("name", ["rejected.jsonl", "dataset_info.json"])
+def test_a_copy_is_not_begun_that_would_lack_a_file(name, whole, tmp_path):
+    packed = tmp_path / "packed"
+    shutil.copytree(whole, packed)
+    (packed / name).unlink()
+    with pytest.raises(DatasetError, match=f"{name} is missing, the copy would lack it too"):
+        weigh_here(packed, out=tmp_path / "copy")
+    assert [path.name for path in (tmp_path / "copy").rglob("*") if not path.name.startswith(".lock")] == []
+
+
+def test_nothing_is_left_of_a_standard_input_that_was_cut_off(corpus, whole, tokenizer_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".stdin.tmp").write_bytes(b"half of what was co")
+    pack_here(corpus, out, tokenizer_file)
+    assert files_of(out) == files_of(whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heeded_while_a_vocabulary_loads(number, corpus, tokenizer_file, tmp_path):
     """The vocabulary takes minutes here, in native code as any does: a real one takes too few seconds to tell."""

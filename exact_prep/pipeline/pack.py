@@ -72,7 +72,8 @@ def pack(
             emit(Note(text=f"continuing the unfinished run in {out}"))
         records = run_tasks(planned, finished_tasks(planned), workers)
         manifests = [publish_dataset(planned, seq_len, records) for seq_len in options.packing.seq_lens]
-        remove(out / SPOOL)
+        for name in (SPOOL, SPOOL + TEMPORARY):
+            remove(out / name)
         # The plan goes first: what is left of WORK without it is rubbish, no run to be continued.
         remove(planned.work / PLAN)
         remove(planned.work)

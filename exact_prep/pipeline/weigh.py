@@ -98,6 +98,7 @@ def weigh(
         jobs = [job_of(home, target, options) for home, target in zip(homes, targets, strict=True)]
         for job in jobs:
             check_shards(job)
+            check_rest(job)
         copied = {job.target: file for job in jobs if job.is_copy and (file := finished_copy(job))}
         if len(copied) == len(jobs) and not any((job.target / WORK).exists() for job in jobs):
             # Nothing is left to be continued: this is another call, which may replace them only if it says so.
@@ -208,9 +209,8 @@ def finish(job: Job, shards: tuple[ShardWeights, ...]) -> WeightsFile:
     complete = sealed(job.file.model_copy(update={"state": "complete", "shards": shards}))
     write_state(target, job.manifest.shards, job.manifest.tree_hash, job.identity)
     if job.is_copy:
-        for name in (INFO, REJECTED):
-            if (job.home / name).exists():
-                write_atomically(target / name, read_bytes(job.home / name))
+        for name in taken_along(job):
+            write_atomically(target / name, read_bytes(job.home / name))
     save(complete, target / WEIGHTS)
     if job.is_copy:
         save(job.manifest, target / MANIFEST)
@@ -256,6 +256,18 @@ def check_shards(job: Job) -> None:
         if not os.access(path, os.R_OK if job.is_copy else os.R_OK | os.W_OK):
             with explained("read" if job.is_copy else "write", path):
                 raise PermissionError(13, "Permission denied")
+
+
+def taken_along(job: Job) -> list[str]:
+    """The files of a dataset that a copy gets as they are."""
+    return [INFO, REJECTED] if job.manifest.rejected_xxh3 else [INFO]
+
+
+def check_rest(job: Job) -> None:
+    """Raise DatasetError if what a copy takes along is not there."""
+    for path in (job.home / name for name in taken_along(job)):
+        if job.is_copy and not path.is_file():
+            raise DatasetError(f"{path} is missing, the copy would lack it too; `exact-prep verify` says more")
 
 
 def check_room(job: Job) -> None:
