@@ -27,10 +27,10 @@ class CausalLM(nn.Module):
         return self.model(input_ids=ids[None], position_ids=left_contexts(edges)[None], use_cache=False).logits[0]
 
 
-def load_model(path: Path, vocab_size: int, *, device: str = "cpu") -> CausalLM:
-    """A causal LM saved in `path` that knows ids below `vocab_size`.
+def load_model(path: Path, vocab_size: int, *, length: int, device: str = "cpu") -> CausalLM:
+    """A causal LM saved in `path` that knows ids below `vocab_size` and reads documents of `length` tokens.
 
-    Raises UsageError if it cannot be loaded, knows fewer, or lets documents see each other.
+    Raises UsageError if it cannot be loaded, knows fewer, reads shorter ones, or lets documents see each other.
     """
     try:
         from transformers import AutoModelForCausalLM
@@ -42,9 +42,22 @@ def load_model(path: Path, vocab_size: int, *, device: str = "cpu") -> CausalLM:
         raise UsageError(f"{path} holds no causal language model: {error}") from error
     if (known := int(loaded.config.vocab_size)) < vocab_size:
         raise UsageError(f"{path} knows {known} ids, the data have {vocab_size}; pack with the model's own tokenizer")
+    check_length(loaded, path, length)
     loaded.to(device)  # type: ignore[arg-type]
     check_isolation(loaded, device)
     return CausalLM(loaded)
+
+
+def check_length(model: nn.Module, path: Path, length: int) -> None:
+    """One token at the last position, on the CPU, which says where a table of positions ends; raises UsageError."""
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long), position_ids=torch.tensor([[length - 1]]))
+    except IndexError as error:
+        raise UsageError(
+            f"{path} has learned no position beyond {getattr(model.config, 'max_position_embeddings', '?')}, and is "
+            f"measured on documents of {length:,} tokens; use shorter rows, or a model with relative positions"
+        ) from error
 
 
 def check_isolation(model: nn.Module, device: str) -> None:

@@ -119,7 +119,9 @@ class Job:
     def new_model(self) -> nn.Module:
         """The model before any training."""
         if self.experiment.model is not None:
-            return load_model(self.experiment.model, self.stream.vocab_size, device=self.experiment.device)
+            # Measures reach to twice the length that was trained.
+            length, device = 2 * self.stream.seq_len, self.experiment.device
+            return load_model(self.experiment.model, self.stream.vocab_size, length=length, device=device)
         tier = self.experiment.tier
         torch.manual_seed(self.seed)
         shape = Shape(vocab_size=self.stream.vocab_size, layers=tier.layers, width=tier.width, heads=tier.heads)

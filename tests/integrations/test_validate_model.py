@@ -48,16 +48,17 @@ def test_a_hugging_face_model_trains_with_its_documents_apart(family, tmp_path):
     )
     torch.manual_seed(0)
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "model")
-    model = load_model(tmp_path / "model", VOCABULARY)
+    model = load_model(tmp_path / "model", VOCABULARY, length=256)
     with pytest.raises(UsageError, match="knows 257 ids, the data have 258"):
-        load_model(tmp_path / "model", VOCABULARY + 1)
+        load_model(tmp_path / "model", VOCABULARY + 1, length=256)
     source = stream(3)
+    load_model(tmp_path / "model", VOCABULARY, length=10_000)  # positions are relative
     before = state(model)
     losses = train(model, source, make_arm("exact", source.exposure, 128, 32), Schedule(steps=3, lr=1e-3))
     assert len(losses) == 3
     assert any(not torch.equal(a, b) for a, b in zip(before, state(model), strict=True))
     with pytest.raises(UsageError, match="no causal language model"):
-        load_model(tmp_path, VOCABULARY)
+        load_model(tmp_path, VOCABULARY, length=256)
 
 
 def test_dropout_is_the_same_in_every_arm_and_after_a_restart(tmp_path):
@@ -68,10 +69,12 @@ def test_dropout_is_the_same_in_every_arm_and_after_a_restart(tmp_path):
     source, schedule = stream(4), Schedule(steps=4, lr=1e-3)
 
     def run(name: str, **options) -> list[torch.Tensor]:
-        model = load_model(tmp_path / "model", VOCABULARY)
+        model = load_model(tmp_path / "model", VOCABULARY, length=256)
         train(model, source, make_arm(name, source.exposure, 128, 32), schedule, **options)
         return state(model)
 
+    with pytest.raises(UsageError, match=r"no position beyond 256, and is measured on documents of 257 tokens"):
+        load_model(tmp_path / "model", VOCABULARY, length=257)
     whole = run("uniform")
     assert all(map(torch.equal, whole, run("exact@0")))
     checkpoint = {"checkpoint": tmp_path / "checkpoint", "every": 2}
