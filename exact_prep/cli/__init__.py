@@ -5,6 +5,7 @@ Nothing slow is imported before a command runs: `--help` answers in a fraction o
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -29,6 +30,9 @@ from exact_prep.errors import ExactPrepError, Interrupted, UsageError, WeightsEr
 MISUSE = 2
 FAILURE = 1
 STOPPED = 128 + signal.SIGINT
+
+UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO}
+"""Why a write to an open file fails; memory, processes and open files have run out by other numbers."""
 
 IMPATIENCE_S = 2.0
 """A second signal within this time of the first is not heeded: ending takes less."""
@@ -104,7 +108,8 @@ def main() -> NoReturn:
         if debug:
             raise
         if isinstance(error, OSError) and error.filename is None:  # files come with their names, as StorageError
-            typer.echo(f"exact-prep: cannot write to standard output: {error.strerror or error}", err=True)
+            what = "cannot write to standard output" if error.errno in UNWRITABLE else "the system refuses"
+            typer.echo(f"exact-prep: {what}: {error.strerror or error}", err=True)
             sys.exit(FAILURE)
         typer.echo(f"exact-prep: internal error, please report it: {type(error).__name__}: {error}", err=True)
         typer.echo("exact-prep: --debug shows where it happened", err=True)
