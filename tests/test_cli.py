@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
+from exact_prep.config import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.integrations.reader import open as open_dataset
+from exact_prep.pipeline import Progress, pack
 from exact_prep.reports.schemas import schema_files
 from exact_prep.shards import opened
 
@@ -413,6 +415,20 @@ def test_limits_stop_after_the_document_that_reaches_them(corpus, tokenizer_file
     total = sum(map(len, found.values()))
     assert total >= 5000 > total - len(found[max(found)])
     assert exact_prep("verify", tmp_path / "tokens").returncode == 0
+
+
+def test_progress_never_goes_back_where_tasks_run_one_by_one(corpus, tokenizer_file, tmp_path):
+    options = PackOptions(
+        source=SourceOptions(limit_docs=200, task_bytes=20_000),
+        tokenizer=TokenizerOptions(tokenizer=str(tokenizer_file)),
+        packing=PackingOptions(seq_lens=(64,)),
+    )
+    events = []
+    manifest = pack([str(corpus[0])], options, tmp_path / "out", emit=events.append)[0]
+    seen = [(event.bytes, event.tokens) for event in events if isinstance(event, Progress)]
+    assert seen == sorted(seen)
+    assert seen[-1][1] == manifest.ledger.row_tokens
+    assert len(manifest.tasks) > 3
 
 
 def test_stdin_and_other_formats_give_the_same_rows(corpus, dataset, tokenizer_file, tmp_path):

@@ -58,10 +58,13 @@ class Watcher:
     """Passes what an engine observes on as events."""
 
     emit: Emit
+    bytes: int = 0
+    tokens: int = 0
+    """What engines that ran before have come to."""
 
     def progressed(self, totals: tuple[int, ...]) -> None:
         """The counters of all items."""
-        self.emit(Progress(bytes=totals[0], tokens=totals[1]))
+        self.emit(Progress(bytes=self.bytes + totals[0], tokens=self.tokens + totals[1]))
 
     def worker_died(self, name: str, cause: str) -> None:
         """An item starts again."""

@@ -203,14 +203,18 @@ def run_within_limits(planned: Run, tasks: list[PackTask], done: dict[int, TaskR
     """Run tasks one after the other until the limits are reached; returns how many that took."""
     source = planned.plan.options.source
     docs, tokens = source.limit_docs, source.limit_tokens
+    sizes, watcher = bytes_of_tasks(planned.plan), Watcher(planned.emit)
     for task in tasks:
         if task.index not in done:
             left = source.model_copy(update={"limit_docs": docs, "limit_tokens": tokens})
             limited = PackTask(**{**vars(task), "options": task.options.model_copy(update={"source": left})})
-            for _ in run(pack_task, [limited], workers=1, name=lambda item: item.name, observer=Watcher(planned.emit)):
+            for _ in run(pack_task, [limited], workers=1, name=lambda item: item.name, observer=watcher):
                 planned.emit(TaskDone(done=task.index + 1, tasks=len(tasks)))
         record = load(TaskRecord, record_path(planned.work, task.index))
         ledger = next(iter(record.packed.values())).ledger
+        if task.index not in done:
+            seen = (watcher.bytes + sizes[task.index], watcher.tokens + ledger.row_tokens)
+            watcher = Watcher(planned.emit, *seen)
         docs = None if docs is None else docs - record.documents.packed
         tokens = None if tokens is None else tokens - ledger.row_tokens
         if (docs is not None and docs <= 0) or (tokens is not None and tokens <= 0):
