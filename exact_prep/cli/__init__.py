@@ -123,7 +123,7 @@ def main() -> NoReturn:
 
 
 def leave() -> NoReturn:
-    """End at once, all said: a vocabulary may still load in a thread, and must not meet a Python half torn down."""
+    """End at once, all said: Python itself would wait for a vocabulary that is still loading in a thread."""
     from multiprocessing import active_children
 
     for worker in active_children():

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from functools import lru_cache
 from importlib.metadata import version
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -19,10 +19,8 @@ from exact_prep.errors import TokenizerError
 from exact_prep.tokenization.files import digest, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-T = TypeVar("T")
 
 BackendName = Literal["fastokens", "tokenizers"]
 
@@ -110,38 +108,39 @@ def load(
     """
     if version_wanted not in (None, version(name)):
         raise TokenizerError(f"this run was planned with {name} {version_wanted}, here is {version(name)}; install it")
-    return loaded(name, path, sha256, split_special)
+    return loading(name, path, sha256, split_special).result()
 
 
 @lru_cache(maxsize=4)
-def loaded(name: BackendName, path: Path, sha256: str, split_special: bool) -> Fastokens | Tokenizers:
-    """As `load`, once per process: big vocabularies take 0.3 to 0.8 s."""
+def loading(name: BackendName, path: Path, sha256: str, split_special: bool) -> Future[Fastokens | Tokenizers]:
+    """What `load` gives, as soon as it is there; once per process, for big vocabularies take 0.3 to 0.8 s.
+
+    It comes from a thread: Python heeds no signal while its main thread is in native code, and both libraries may load
+    at the same time. No daemon, for native code must not come back to a Python half torn down.
+    """
+    backend: Future[Fastokens | Tokenizers] = Future()
+
+    def run() -> None:
+        try:
+            backend.set_result(made(name, path, sha256, split_special))
+        except BaseException as error:  # all of it belongs to who asked
+            backend.set_exception(error)
+
+    Thread(target=run).start()
+    return backend
+
+
+def made(name: BackendName, path: Path, sha256: str, split_special: bool) -> Fastokens | Tokenizers:
+    """As `load`, here and now."""
     for variable, value in ONE_THREAD.items():
         os.environ.setdefault(variable, value)
     data = read(path)
     if digest(data) != sha256:
         raise TokenizerError(f"{path} changed since this run was planned; restore it, or start a new run")
     try:
-        return interruptibly(lambda: BACKENDS[name](data.decode(), split_special=split_special))
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+        return BACKENDS[name](data.decode(), split_special=split_special)
+    except MemoryError:
         raise
     except BaseException as error:  # a panic in Rust is no Exception
         reason = str(error).strip().partition("\n")[0]
         raise TokenizerError(f"{name} {version(name)} cannot load {path}: {reason}") from error
-
-
-def interruptibly(call: Callable[[], T]) -> T:
-    """What `call` gives, from a thread: Python heeds no signal while its main thread is in native code for seconds.
-
-    After a Ctrl-C the thread runs on; it is a daemon, and no end of the process waits for it.
-    """
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:  # all of it belongs to the caller
-            outcome.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return outcome.result()

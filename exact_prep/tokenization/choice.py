@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from exact_prep.errors import TokenizerError
 from exact_prep.manifest import TokenizerRecord
-from exact_prep.tokenization.backends import BackendName, Tokenizers, load
+from exact_prep.tokenization.backends import BackendName, Tokenizers, load, loading
 from exact_prep.tokenization.files import digest, parse, read
 from exact_prep.tokenization.parity import Parity, gate
 from exact_prep.tokenization.special_tokens import SpecialIds, resolve, resolve_for_ids
@@ -40,6 +40,8 @@ def choose(
     data = read(path)
     sha256 = digest(data)
     split_special = options.special_tokens_in_text != "special"
+    if not ids and options.backend != "tokenizers":
+        loading("fastokens", path, sha256, split_special)  # it takes longer than the reference, and may begin
     reference = load("tokenizers", path, sha256, split_special=split_special)
     assert isinstance(reference, Tokenizers)
     vocabulary = reference.tokenizer.get_vocab(with_added_tokens=True)
