@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
+import lzma
 import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
-from corpora import gather, read_all, read_inputs
+from corpora import gather, jsonl, read_all, read_inputs, zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,3 +217,17 @@ def test_tables_are_read_as_python_reads_them(tmp_path_factory, rows: list[list[
         (i, row[0]) for i, row in enumerate(rows) if row[0]
     ]
     assert (read.records, read.empty) == (len(rows), sum(not row[0] for row in rows))
+
+
+@pytest.mark.parametrize("codec", ["gz", "zst", "bz2", "xz"])
+def test_damaged_files_leave_nothing_in_memory(tmp_path: Path, codec: str) -> None:
+    compress = {"gz": gzip.compress, "zst": zstd, "bz2": bz2.compress, "xz": lzma.compress}[codec]
+    path = tmp_path / f"a.jsonl.{codec}"
+    path.write_bytes(compress(jsonl(["some text"] * 20))[:-5])
+    read_inputs(path, on_error="reject")
+    tracemalloc.start()
+    for _ in range(20):
+        assert read_inputs(path, on_error="reject").rejected
+    left = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert left < 1 << 20

@@ -91,11 +91,15 @@ class ArrowStream:
         self._damage = (OSError, pa.ArrowException)
         self._file = file
         self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
+        self._buffer = bytearray()
 
     def read(self, size: int, /) -> bytes:
         """See Stream."""
+        # Not by `read`, which never frees the bytes that it was about to give when it meets damage.
+        if len(self._buffer) != size:
+            self._buffer = bytearray(size)
         try:
-            return self._stream.read(size)
+            return bytes(memoryview(self._buffer)[: self._stream.readinto(self._buffer)])
         except self._damage as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
