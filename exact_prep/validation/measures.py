@@ -32,8 +32,13 @@ def measure(job: Job, model: nn.Module) -> dict[str, float]:
         held_out = [batch_of([(document(rng, length)[0], np.array([length], np.int32))]) for _ in range(tier.held_out)]
         mixture = SyntheticStream(seq_len=tier.seq_len, rows_per_step=1, steps=tier.held_out, seed=4242)
         rows = [mixture.batch(step) for step in range(tier.held_out)]
+        losses = probes.loss_by_bucket(model, held_out, device)
+        if tier.short_documents:
+            rng = np.random.default_rng(4243)
+            short = batch_of([(document(rng, 8)[0], np.array([8], np.int32)) for _ in range(tier.short_documents)])
+            losses["loss 0-7"] = probes.loss_by_bucket(model, [short], device)["loss 0-7"]
         return {
-            **probes.loss_by_bucket(model, held_out, device),
+            **losses,
             **probes.loss_of_mixture(model, rows, job.tail_from, device),
             **probes.recall_by_distance(model, length, tier.held_out, 4242, device),
             **probes.evidence_ablation(model, tier.distances, 4242, device, questions=tier.questions),

@@ -27,6 +27,8 @@ class Tier:
     """Questions per distance of the ablation probe."""
     ruler_items: int
     """Questions per task and length where the model reads text."""
+    short_documents: int = 0
+    """Synthetic documents of eight tokens that `loss 0-7` is measured on: a long one has but seven such targets."""
 
     @property
     def tail_from(self) -> int:
@@ -56,6 +58,7 @@ SMOKE = Tier(
     held_out=12,
     questions=8,
     ruler_items=0,
+    short_documents=1024,
 )
 """Under two minutes on one core."""
 
@@ -94,6 +97,7 @@ GPU = Tier(
     held_out=48,
     questions=48,
     ruler_items=16,
+    short_documents=4096,
 )
 """Meant for half an hour on one card: 25M parameters."""
 
