@@ -127,7 +127,7 @@ def main() -> None:
         for workers in (1, 2):
             start_up[f"bare loop, {START_UP}, {named(workers)}"] = floor(tiny, asked.tokenizer, workers, out)
             packing = ours(tiny, asked.tokenizer, workers, "concat", out)
-            start_up[f"exact-prep, {START_UP}, {named(workers)}"] = [*packing, "--task-size", "1"]
+            start_up[f"exact-prep, {START_UP}, {named(workers)}"] = [*packing, "--task-size", str(SAMPLE_CHARS)]
         measured: dict[str, list[Figures]] = {}
         for _ in range(asked.rounds):
             for name, command in {**todo, **start_up}.items():
