@@ -1,6 +1,7 @@
 """Fixtures and the property-test profile shared by all tests."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,10 @@ os.environ["PYTHONPATH"] = str(Path(exact_prep.__file__).parents[1])
 # They keep its byte code, as they would on a user's machine: to compile it takes each of them a second.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Jobs in the background ignore Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Kernels compile at their first call, so no deadline is meaningful.
 settings.register_profile("exact", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
