@@ -31,3 +31,14 @@ settings.load_profile("exact")
 def tokenizer_file(tmp_path_factory) -> Path:
     """A byte-level BPE of 400 tokens with an EOS, trained here."""
     return train_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+
+
+@pytest.fixture
+def one_thread():
+    """Torch on one thread, where bitwise laws hold."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -32,14 +32,7 @@ from exact_prep.validation.tiers import SMOKE
 from exact_prep.validation.train import Schedule, train
 from exact_prep.weights import WeightOptions, weight_table
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bitwise laws hold on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(seed: int = 0) -> Decoder:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 """How often progress is looked at."""
 
+SPAWN = multiprocessing.get_context("spawn")
+
 PATIENCE_S = 5.0
 """How long a worker that was told to end may take before it is killed."""
 
@@ -48,7 +50,7 @@ def run(
 ) -> Iterator[tuple[int, Result]]:
     """Yield (index, result) as items finish; see `exact_prep.engines.run`."""
     # One slot per item, written by one worker at a time.
-    counters = multiprocessing.get_context("spawn").RawArray("q", METERS * len(items))
+    counters = SPAWN.RawArray("q", METERS * len(items))
     crew, totals = Crew(function, items, counters, name, observer), np.frombuffer(counters, np.int64)
     left, looked = len(items), 0.0
     try:
@@ -99,9 +101,8 @@ class Crew:
 
     def start(self, *, second: bool = False) -> None:
         """Start a worker."""
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there, self._function, self._counters), daemon=True)
+        here, there = SPAWN.Pipe()
+        process = SPAWN.Process(target=serve, args=(there, self._function, self._counters), daemon=True)
         with interrupts_blocked():
             process.start()
         there.close()

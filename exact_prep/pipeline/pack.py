@@ -188,7 +188,7 @@ def run_tasks(planned: Run, done: dict[int, TaskRecord], workers: int | None) ->
             planned.emit(TaskDone(done=count, tasks=len(tasks)))
         last = len(tasks)
     else:
-        last = run_within_limits(planned, tasks, done)
+        last = run_within_limits(planned, tasks, sizes, done)
     return [load(TaskRecord, record_path(planned.work, index)) for index in range(last)]
 
 
@@ -199,11 +199,11 @@ def worth_starting(plan: Plan, size: int) -> int:
     return crew(size, WORKER_BYTES // (SLOWNESS if plan.tokenizer.backend == "tokenizers" else 1))
 
 
-def run_within_limits(planned: Run, tasks: list[PackTask], done: dict[int, TaskRecord]) -> int:
+def run_within_limits(planned: Run, tasks: list[PackTask], sizes: list[int], done: dict[int, TaskRecord]) -> int:
     """Run tasks one after the other until the limits are reached; returns how many that took."""
     source = planned.plan.options.source
     docs, tokens = source.limit_docs, source.limit_tokens
-    sizes, watcher = bytes_of_tasks(planned.plan), Watcher(planned.emit)
+    watcher = Watcher(planned.emit)
     for task in tasks:
         if task.index not in done:
             left = source.model_copy(update={"limit_docs": docs, "limit_tokens": tokens})

@@ -97,8 +97,7 @@ def weigh(
                 raise UsageError(f"{out} holds an unfinished run; choose another --out")
         jobs = [job_of(home, target, options) for home, target in zip(homes, targets, strict=True)]
         for job in jobs:
-            check_shards(job)
-            check_rest(job)
+            check_source(job)
         copied = {job.target: file for job in jobs if job.is_copy and (file := finished_copy(job))}
         if len(copied) == len(jobs) and not any((job.target / WORK).exists() for job in jobs):
             # Nothing is left to be continued: this is another call, which may replace them only if it says so.
@@ -208,9 +207,8 @@ def finish(job: Job, shards: tuple[ShardWeights, ...]) -> WeightsFile:
     target = job.target
     complete = sealed(job.file.model_copy(update={"state": "complete", "shards": shards}))
     write_state(target, job.manifest.shards, job.manifest.tree_hash, job.identity)
-    if job.is_copy:
-        for name in taken_along(job):
-            write_atomically(target / name, read_bytes(job.home / name))
+    for name in taken_along(job):
+        write_atomically(target / name, read_bytes(job.home / name))
     save(complete, target / WEIGHTS)
     if job.is_copy:
         save(job.manifest, target / MANIFEST)
@@ -243,8 +241,15 @@ def weighed_shards(target: Path, identity: str) -> dict[str, ShardWeights]:
     return done
 
 
-def check_shards(job: Job) -> None:
-    """Before anything is touched: raise DatasetError or StorageError unless all shards can be weighed."""
+def taken_along(job: Job) -> list[str]:
+    """The files of a dataset that a copy gets as they are."""
+    if not job.is_copy:
+        return []
+    return [INFO, REJECTED] if job.manifest.rejected_xxh3 else [INFO]
+
+
+def check_source(job: Job) -> None:
+    """Before anything is touched: raise DatasetError or StorageError unless all that is weighed or copied is there."""
     for shard in job.manifest.shards:
         path = job.home / shard.file
         with explained("read", path):
@@ -256,17 +261,8 @@ def check_shards(job: Job) -> None:
         if not os.access(path, os.R_OK if job.is_copy else os.R_OK | os.W_OK):
             with explained("read" if job.is_copy else "write", path):
                 raise PermissionError(13, "Permission denied")
-
-
-def taken_along(job: Job) -> list[str]:
-    """The files of a dataset that a copy gets as they are."""
-    return [INFO, REJECTED] if job.manifest.rejected_xxh3 else [INFO]
-
-
-def check_rest(job: Job) -> None:
-    """Raise DatasetError if what a copy takes along is not there."""
     for path in (job.home / name for name in taken_along(job)):
-        if job.is_copy and not path.is_file():
+        if not path.is_file():
             raise DatasetError(f"{path} is missing, the copy would lack it too; `exact-prep verify` says more")
 
 

@@ -18,13 +18,7 @@ from exact_prep.validation.train import Schedule, train
 transformers = framework("transformers")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bitwise laws hold on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stream(steps: int) -> SyntheticStream:
