@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from exact_prep.integrations.lookup import LoadedWeights, load_weights
-    from exact_prep.integrations.reader import PackedDataset, Row, open  # noqa: A004
+from exact_prep.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["LoadedWeights", "PackedDataset", "Row", "load_weights", "open"]
+if TYPE_CHECKING:
+    from exact_prep.reader.lookup import LoadedWeights, load_weights
+    from exact_prep.reader.rows import PackedDataset, Row, open  # noqa: A004
+
+__all__ = ["LoadedWeights", "PackedDataset", "Row", "__version__", "load_weights", "open"]
+
+FACE = {
+    "LoadedWeights": "exact_prep.reader.lookup",
+    "load_weights": "exact_prep.reader.lookup",
+    "PackedDataset": "exact_prep.reader.rows",
+    "Row": "exact_prep.reader.rows",
+    "open": "exact_prep.reader.rows",
+}
+"""What the package offers, and where it lives: imported at first use, so `import exact_prep` costs nothing."""
 
 
 def __getattr__(name: str) -> object:
-    """The reader, imported when first asked for: `import exact_prep` alone costs nothing."""
-    if name in ("LoadedWeights", "load_weights"):
-        from exact_prep.integrations import lookup
-
-        return getattr(lookup, name)
-    if name in ("PackedDataset", "Row", "open"):
-        from exact_prep.integrations import reader
-
-        return getattr(reader, name)
+    """Import a part of the public interface when it is first used."""
+    if name in FACE:
+        return getattr(import_module(FACE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

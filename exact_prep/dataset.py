@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from exact_prep.errors import DatasetError
-from exact_prep.manifest import Manifest, WeightsFile, canonical_json, encode, parse, sealed
+from exact_prep.records import canonical_json, encode, parse, sealed
+from exact_prep.records.manifest import Manifest, WeightsFile
 from exact_prep.shards import features
-from exact_prep.storage import digest, explained, read_bytes, write_atomically
+from exact_prep.stores.local import digest, explained, read_bytes, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from exact_prep.manifest import ShardRecord
+    from exact_prep.records.manifest import ShardRecord
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.json"

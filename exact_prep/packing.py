@@ -18,6 +18,7 @@ import numpy as np
 from exact_prep.batches import PackedBatch, TokenBatch
 from exact_prep.kernels.best_fit import best_fit
 from exact_prep.kernels.rows import gather
+from exact_prep.shuffle import permutation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -281,23 +282,3 @@ def shuffled_rows(plan: RowPlan, order: np.ndarray) -> RowPlan:
     starts = (stops - plan.segments_per_row)[order]
     index = np.repeat(starts - (np.cumsum(per_row) - per_row), per_row) + np.arange(int(per_row.sum()))
     return RowPlan(segments=plan.segments.take(index), segments_per_row=per_row, cut=plan.cut, rest=plan.rest)
-
-
-def permutation(size: int, *key: int) -> np.ndarray:
-    """A permutation of `size` things that depends on the key alone, on any machine and with any NumPy.
-
-    Things are sorted by a hash of (key, number): splitmix64 (Steele, Lea, Flood 2014), which NumPy's own generators,
-    free to change their streams, do not promise.
-    """
-    state = np.zeros(1, np.uint64)
-    for word in key:
-        state = mix(state ^ np.uint64(word))
-    return np.argsort(mix(state + np.arange(size, dtype=np.uint64)), kind="stable")
-
-
-def mix(words: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser of uint64 words, wrapping."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))

@@ -24,9 +24,9 @@ import pyarrow as pa
 
 from exact_prep.errors import DatasetError
 from exact_prep.kernels.contexts import fill_by_left_context
-from exact_prep.manifest import ALIGNMENT, FORMAT_VERSION, ShardRecord
-from exact_prep.storage import digest, explained, mapped, read_blocks, sync_file
-from exact_prep.views import arrow_view, numpy_view
+from exact_prep.records.manifest import ALIGNMENT, FORMAT_VERSION, ShardRecord
+from exact_prep.stores.local import digest, explained, mapped, read_blocks, sync_file
+from exact_prep.zero_copy import arrow_view, numpy_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exact_prep.config import SourceOptions
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import find_inputs, plan_tasks, read_task
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.batches import Rejected, TextBatch
-    from exact_prep.manifest import InputFile, Slice
+    from exact_prep.records.manifest import InputFile, Slice
 
 SEPARATOR = "<|endofdocument|>\n"
 

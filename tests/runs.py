@@ -6,13 +6,13 @@ import json
 import random
 from typing import TYPE_CHECKING, Any
 
-from exact_prep.config import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.pipeline import WeighOptions, pack, weigh
+from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exact_prep.manifest import Manifest, WeightsFile
+    from exact_prep.records.manifest import Manifest, WeightsFile
 
 WORDS = ["the", "long", "context", "of", "a", "row", "straße", "東京", "🙂", "0123"]
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from exact_prep.config import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
-from exact_prep.integrations.reader import open as open_dataset
 from exact_prep.pipeline import Progress, pack
+from exact_prep.reader.rows import open as open_dataset
+from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.reports.schemas import schema_files
 from exact_prep.shards import opened
 

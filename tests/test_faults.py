@@ -21,13 +21,13 @@ import pytest
 from runs import files_of, pack_here, weigh_here, write_corpus
 from test_cli import documents, exact_prep, write_jsonl
 
-from exact_prep.config import SourceOptions
 from exact_prep.dataset import datasets_in
 from exact_prep.errors import DatasetError, ExactPrepError, Interrupted, SourceError, StorageError, UsageError
-from exact_prep.manifest import InputFile, Slice
 from exact_prep.pipeline import TaskDone, verify
+from exact_prep.records.manifest import InputFile, Slice
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import part, read_slice
-from exact_prep.storage import locked
+from exact_prep.stores.local import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

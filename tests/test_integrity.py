@@ -15,12 +15,13 @@ from runs import files_of, pack_here, weigh_here, write_corpus
 from exact_prep.batches import PackedBatch
 from exact_prep.dataset import tree_hash, write_state
 from exact_prep.errors import DatasetError, ExactPrepError
-from exact_prep.exposure import Exposure, measure
-from exact_prep.manifest import Manifest, ShardRecord, WeightsFile, encode, sealed
 from exact_prep.pipeline import verify
+from exact_prep.records import encode, sealed
+from exact_prep.records.manifest import Manifest, ShardRecord, WeightsFile
 from exact_prep.reports.facts import gather
 from exact_prep.shards import ShardWriter, opened
-from exact_prep.tables import record_of
+from exact_prep.weighing.exposure import Exposure, measure
+from exact_prep.weighing.files import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,11 +9,11 @@ import pytest
 
 from exact_prep.batches import TokenBatch
 from exact_prep.errors import LedgerError
-from exact_prep.exposure import Exposure, bucket_edges, measure
-from exact_prep.manifest import ExposureRecord, ShardRecord, TokenLedger
 from exact_prep.packing import Packer
+from exact_prep.records.manifest import ExposureRecord, ShardRecord, TokenLedger
 from exact_prep.tokenization.dressing import Dresser
-from exact_prep.weights import WeightOptions, weight_table
+from exact_prep.weighing.exposure import Exposure, bucket_edges, measure
+from exact_prep.weighing.weights import WeightOptions, weight_table
 
 HUGE = 2**33 + 5
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from exact_prep import packing
 from exact_prep.batches import PackedBatch, TokenBatch
-from exact_prep.packing import Packer, pack_best_fit, permutation
+from exact_prep.packing import Packer, pack_best_fit
+from exact_prep.shuffle import permutation
 
 PAD = -7
 

@@ -16,9 +16,11 @@ from written_dataset import documents, oracle_weights, weigh_dataset, write_data
 
 import exact_prep
 from exact_prep.errors import DatasetError, UsageError, WeightsError
-from exact_prep.integrations import columns, reader
-from exact_prep.integrations.order import BatchOrder
-from exact_prep.manifest import WeightsFile, encode, sealed
+from exact_prep.reader import columns
+from exact_prep.reader import rows as reader
+from exact_prep.reader.order import BatchOrder
+from exact_prep.records import encode, sealed
+from exact_prep.records.manifest import WeightsFile
 
 SEQ_LEN = 64
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from exact_prep.batches import PackedBatch
 from exact_prep.errors import DatasetError, StorageError
-from exact_prep.exposure import measure
 from exact_prep.shards import ShardWriter, opened, overwrite_weights, record_batch, schema
-from exact_prep.storage import locked, write_atomically
-from exact_prep.weights import WeightOptions, float16_runs, weight_table
+from exact_prep.stores.local import locked, write_atomically
+from exact_prep.weighing.exposure import measure
+from exact_prep.weighing.weights import WeightOptions, float16_runs, weight_table
 
 PAD = 9
 
@@ -155,7 +155,7 @@ def test_a_file_is_published_whole_or_not_at_all(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from exact_prep.storage import locked
+from exact_prep.stores.local import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

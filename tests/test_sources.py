@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from corpora import COMPRESSIONS, FORMATS, SEPARATOR, gather, read_all, read_inputs
 
-from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError, StorageError
-from exact_prep.manifest import Slice
+from exact_prep.records.manifest import Slice
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import find_inputs, part, plan_tasks, read_slice, read_task
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import pytest
 from corpora import read_all, read_inputs
 from written_dataset import documents, write_dataset
 
-from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError
-from exact_prep.manifest import InputFile, Slice
+from exact_prep.records.manifest import InputFile, Slice
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import find_inputs, part, plan_tasks, read_slice, read_task, sample_texts, slices
 from exact_prep.sources.columnar import rows_before
 

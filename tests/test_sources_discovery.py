@@ -10,8 +10,8 @@ import datasets
 import pytest
 from corpora import read_all, read_inputs
 
-from exact_prep.config import SourceOptions
 from exact_prep.errors import StorageError, UsageError
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import find_inputs
 
 AUTO = SourceOptions()

@@ -14,8 +14,8 @@ import huggingface_hub
 import pytest
 from corpora import read_all, read_inputs
 
-from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError, UsageError
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import find_inputs, hub, plan_tasks, sample_texts
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def test_what_cannot_be_opened_is_told_in_a_line(dataset: Path) -> None:
 
 def test_without_a_network_one_line_says_so() -> None:
     program = """if True:
-        from exact_prep.config import SourceOptions
+        from exact_prep.records.options import SourceOptions
         from exact_prep.errors import UsageError
         from exact_prep.sources import find_inputs
         try:

@@ -12,9 +12,9 @@ from corpora import Read, gather, json_array, read_all, read_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError
-from exact_prep.manifest import Slice
+from exact_prep.records.manifest import Slice
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import array, find_inputs, jsonl, part, plan_tasks, read_slice
 from exact_prep.sources.streams import PlainStream
 

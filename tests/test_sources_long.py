@@ -13,7 +13,7 @@ from corpora import arrow, jsonl, parquet, read_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact_prep.config import SourceOptions
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import find_inputs, long_texts, part, read_slice
 from exact_prep.sources.long_texts import json_cut, json_pieces, utf8_pieces
 

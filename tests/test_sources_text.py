@@ -14,15 +14,15 @@ from corpora import gather, jsonl, read_all, read_inputs, zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exact_prep.config import SourceOptions
 from exact_prep.errors import SourceError
+from exact_prep.records.options import SourceOptions
 from exact_prep.sources import find_inputs, part, read_slice, read_task, table
 from exact_prep.sources.text import PIECE, WORD_BREAK_REACH
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exact_prep.manifest import InputFile
+    from exact_prep.records.manifest import InputFile
 
 
 def files_of(path: Path, content: bytes) -> tuple[InputFile, ...]:

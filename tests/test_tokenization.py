@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from exact_prep.batches import TextBatch
-from exact_prep.config import TokenizerOptions
 from exact_prep.errors import SourceError, TokenizerError
+from exact_prep.records.options import TokenizerOptions
 from exact_prep.tokenization import Tokenizer as Encoder
 from exact_prep.tokenization import backends, choose, locate, parity, pieces, texts
 from exact_prep.tokenization.boundaries import CL100K, O200K, cuts

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 import exact_prep
 from exact_prep.errors import UsageError
-from exact_prep.exposure import measure
 from exact_prep.validation import attention, compare, model, nolima, probes, ruler
 from exact_prep.validation.arms import make_arm
 from exact_prep.validation.attention import attend_dense, attend_flex, attend_loop
@@ -30,7 +29,8 @@ from exact_prep.validation.results import SCHEMA, Results, Run, Settings, schema
 from exact_prep.validation.synthetic import KEY_COUNT, KEYS, START, VALUES, VOCABULARY, SyntheticStream, document
 from exact_prep.validation.tiers import SMOKE
 from exact_prep.validation.train import Schedule, train
-from exact_prep.weights import WeightOptions, weight_table
+from exact_prep.weighing.exposure import measure
+from exact_prep.weighing.weights import WeightOptions, weight_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -502,7 +502,7 @@ def test_what_cannot_be_run_is_refused_at_once_and_takes_no_place(tmp_path):
 def test_a_dataset_of_ids_is_read_once_for_its_largest(tmp_path, monkeypatch):
     from written_dataset import VOCAB, documents, weigh_dataset, write_dataset
 
-    from exact_prep.integrations.reader import PackedDataset
+    from exact_prep.reader.rows import PackedDataset
     from exact_prep.validation.corpus import open_corpus
 
     data = weigh_dataset(write_dataset(tmp_path / "data", documents(40, 300), seq_len=128))

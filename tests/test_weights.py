@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exact_prep.errors import WeightsError
-from exact_prep.exposure import Exposure, bucket_edges, bucket_of, measure
 from exact_prep.kernels.contexts import fill_by_left_context
-from exact_prep.weights import WeightOptions, audit_rounding, default_tail_from, float16_runs, weight_table
+from exact_prep.weighing.exposure import Exposure, bucket_edges, bucket_of, measure
+from exact_prep.weighing.weights import WeightOptions, audit_rounding, default_tail_from, float16_runs, weight_table
 
 VECTORS = json.loads((Path(__file__).parent / "exact-weights-vectors.json").read_text())
 lengths_of = st.lists(st.integers(1, 5000), max_size=40)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exact_prep import packing
-from exact_prep.config import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.pipeline import WeighOptions, pack, weigh
+from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

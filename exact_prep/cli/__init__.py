@@ -17,7 +17,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from exact_prep import __version__
 from exact_prep.cli.demo import demo
 from exact_prep.cli.export import export
 from exact_prep.cli.pack import pack
@@ -26,6 +25,7 @@ from exact_prep.cli.validate import validate
 from exact_prep.cli.verify import verify
 from exact_prep.cli.weigh import weigh
 from exact_prep.errors import ExactPrepError, Interrupted, UsageError, WeightsError
+from exact_prep.version import __version__
 
 MISUSE = 2
 FAILURE = 1

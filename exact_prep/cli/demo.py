@@ -10,7 +10,7 @@ import typer
 from exact_prep.cli.arguments import Overwrite
 
 if TYPE_CHECKING:
-    from exact_prep.config import PackOptions
+    from exact_prep.records.options import PackOptions
 
 
 def demo(
@@ -21,9 +21,9 @@ def demo(
     from rich.console import Console
 
     from exact_prep.cli.progress import Display
-    from exact_prep.config import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
     from exact_prep.demo import corpus_path, tokenizer_path
     from exact_prep.pipeline import WeighOptions, pack, weigh
+    from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
     from exact_prep.reports import gather
     from exact_prep.reports.terminal import render
 

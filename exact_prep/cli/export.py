@@ -38,9 +38,9 @@ def export(
     Trainers that import Python need no export: `exact_prep.open(DIR)` reads the dataset as it is.
     """
     from exact_prep.cli.progress import Display
-    from exact_prep.integrations.exporters import export as run
-    from exact_prep.integrations.reader import open as open_dataset
     from exact_prep.pipeline import events
+    from exact_prep.pipeline.export import export as run
+    from exact_prep.reader.rows import open as open_dataset
 
     dataset = open_dataset(directory)
     total, done = len(dataset) * dataset.seq_len * BYTES_PER_TOKEN, 0

@@ -125,8 +125,8 @@ def pack(
     The result opens with `datasets.load_from_disk`. Interrupted, the same command continues where it stopped.
     """
     from exact_prep.cli.progress import Display
-    from exact_prep.config import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
     from exact_prep.pipeline import pack as run
+    from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 
     options = PackOptions(
         source=SourceOptions(

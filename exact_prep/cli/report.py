@@ -17,7 +17,7 @@ def report(
 ) -> None:
     """Show where supervision goes: targets and weights by effective context, before and after weighing."""
     from exact_prep.dataset import datasets_in
-    from exact_prep.manifest import canonical_json
+    from exact_prep.records import canonical_json
     from exact_prep.reports import gather
 
     facts = [gather(home) for home in datasets_in(directory)]

@@ -18,15 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from exact_prep.errors import UsageError
-from exact_prep.integrations import collate as rows_to_arrays
-from exact_prep.integrations.columns import IGNORED, check_align
-from exact_prep.integrations.order import BatchOrder
+from exact_prep.reader import collate as rows_to_arrays
+from exact_prep.reader.columns import IGNORED, check_align
+from exact_prep.reader.order import BatchOrder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from exact_prep.integrations.columns import Align
-    from exact_prep.integrations.reader import PackedDataset, Row
+    from exact_prep.reader.columns import Align
+    from exact_prep.reader.rows import PackedDataset, Row
 
 
 def collate(rows: Sequence[Row], *, align: Align = "prediction", segment_ids: bool = True) -> dict[str, np.ndarray]:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from exact_prep.errors import UsageError
-from exact_prep.integrations.columns import IGNORED
-from exact_prep.integrations.reader import PackedDataset, open  # noqa: A004
 from exact_prep.integrations.torch import (
     Collator,
     assert_documents_isolated,
@@ -27,6 +25,8 @@ from exact_prep.integrations.torch import (
 )
 from exact_prep.integrations.torch.head import loss_at_head
 from exact_prep.integrations.torch.loss import CHUNK
+from exact_prep.reader.columns import IGNORED
+from exact_prep.reader.rows import PackedDataset, open  # noqa: A004
 
 if TYPE_CHECKING:
     from os import PathLike

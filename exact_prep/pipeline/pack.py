@@ -15,26 +15,26 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from exact_prep import __version__
 from exact_prep.dataset import PLAN, SPOOL, WORK, shard_name
 from exact_prep.engines import cores, crew, run
 from exact_prep.errors import DatasetError, Interrupted, UsageError
-from exact_prep.manifest import Manifest, Plan, Slice, TaskRecord
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
 from exact_prep.pipeline.publish import publish_dataset, shards_of
 from exact_prep.pipeline.work import Run, claim, refuse_finished
+from exact_prep.records.manifest import Manifest, Plan, Slice, TaskRecord
 from exact_prep.sources import find_inputs, plan_tasks, sample_texts
 from exact_prep.stages.pack import PackTask, pack_task, record_path, rejected_path
-from exact_prep.storage import TEMPORARY, digest, explained, load, locked, publish, read_blocks, remove
+from exact_prep.stores.local import TEMPORARY, digest, explained, load, locked, publish, read_blocks, remove
 from exact_prep.tokenization import choose, locate
+from exact_prep.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
-    from exact_prep.config import PackOptions
     from exact_prep.pipeline.events import Emit
+    from exact_prep.records.options import PackOptions
 
 WORKER_BYTES = 128 << 20
 """Input that is worth a worker of its own: it takes 1 to 2 CPU-seconds to start, in which 128 MB are packed."""

@@ -6,10 +6,9 @@ import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from exact_prep import __version__
 from exact_prep.dataset import MANIFEST, REJECTED, shard_name, tree_hash, write_info, write_state
-from exact_prep.exposure import Exposure
-from exact_prep.manifest import (
+from exact_prep.records import encode, sealed
+from exact_prep.records.manifest import (
     DocumentCounts,
     InputRecord,
     Manifest,
@@ -17,12 +16,10 @@ from exact_prep.manifest import (
     TaskRecord,
     TaskSummary,
     TokenLedger,
-    encode,
-    sealed,
 )
 from exact_prep.shards import ShardWriter
 from exact_prep.stages.pack import rejected_path
-from exact_prep.storage import (
+from exact_prep.stores.local import (
     TEMPORARY,
     digest,
     explained,
@@ -33,14 +30,16 @@ from exact_prep.storage import (
     save,
     sync_file,
 )
-from exact_prep.tables import exposure_of, record_of
+from exact_prep.version import __version__
+from exact_prep.weighing.exposure import Exposure
+from exact_prep.weighing.files import exposure_of, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from exact_prep.manifest import ShardRecord
     from exact_prep.pipeline.work import Run
+    from exact_prep.records.manifest import ShardRecord
 
 
 def shards_of(records: Iterable[TaskRecord], seq_len: int) -> list[ShardRecord]:

@@ -23,22 +23,23 @@ from exact_prep.dataset import (
 )
 from exact_prep.engines import crew, run
 from exact_prep.errors import ExactPrepError, WeightsError
-from exact_prep.exposure import Exposure
-from exact_prep.manifest import WeightsFile, fingerprint, parse
 from exact_prep.pipeline.events import Finished, Started, TaskDone, Watcher
 from exact_prep.pipeline.work import WORKER_BYTES
+from exact_prep.records import fingerprint, parse
+from exact_prep.records.manifest import WeightsFile
 from exact_prep.shards import runs_of_plain_weights
 from exact_prep.stages.verify import VerifyTask, verify_shards
-from exact_prep.storage import digest, mapped, read_bytes
-from exact_prep.tables import begun, record_of, table_of, weights_file
-from exact_prep.weights import float16_runs
+from exact_prep.stores.local import digest, mapped, read_bytes
+from exact_prep.weighing.exposure import Exposure
+from exact_prep.weighing.files import begun, record_of, table_of, weights_file
+from exact_prep.weighing.weights import float16_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from exact_prep.manifest import Manifest
     from exact_prep.pipeline.events import Emit
+    from exact_prep.records.manifest import Manifest
 
 
 def verify(

@@ -29,20 +29,21 @@ from exact_prep.dataset import (
 )
 from exact_prep.engines import crew, run
 from exact_prep.errors import DatasetError, Interrupted, UsageError
-from exact_prep.exposure import Exposure
-from exact_prep.manifest import Manifest, ShardWeights, WeightsFile, fingerprint, sealed
 from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
 from exact_prep.pipeline.work import WORKER_BYTES, claim_copy
+from exact_prep.records import fingerprint, sealed
 from exact_prep.stages.weigh import WeighedShard, WeighTask, recount_shard, weigh_shard
-from exact_prep.storage import explained, load, locked, make_directory, read_bytes, remove, save, write_atomically
-from exact_prep.tables import begun, exposure_of, record_of, weights_file
-from exact_prep.weights import WeightOptions, WeightTable, default_tail_from, float16_runs, weight_table
+from exact_prep.stores.local import explained, load, locked, make_directory, read_bytes, remove, save, write_atomically
+from exact_prep.weighing.exposure import Exposure
+from exact_prep.weighing.files import begun, exposure_of, record_of, weights_file
+from exact_prep.weighing.weights import WeightOptions, WeightTable, default_tail_from, float16_runs, weight_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.choices import Normalize
     from exact_prep.pipeline.events import Emit
+    from exact_prep.records.manifest import Manifest, ShardWeights, WeightsFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from exact_prep.dataset import (
     load_weights_file,
 )
 from exact_prep.errors import DatasetError, UsageError
-from exact_prep.manifest import Plan
-from exact_prep.storage import (
+from exact_prep.records.manifest import Plan
+from exact_prep.stores.local import (
     LOCK_FILES,
     TEMPORARY,
     explained,

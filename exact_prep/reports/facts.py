@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from exact_prep.choices import Packing
-from exact_prep.config import Record
 from exact_prep.dataset import WEIGHTS, load_manifest, load_weights_file
 from exact_prep.errors import DatasetError
-from exact_prep.exposure import bucket_edges
-from exact_prep.manifest import Count, DocumentCounts, TokenizerRecord, TokenLedger, WeightsFile
-from exact_prep.tables import exposure_of
+from exact_prep.records import Record
+from exact_prep.records.manifest import Count, DocumentCounts, TokenizerRecord, TokenLedger, WeightsFile
+from exact_prep.weighing.exposure import bucket_edges
+from exact_prep.weighing.files import exposure_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exact_prep.manifest import Manifest
+    from exact_prep.records.manifest import Manifest
 
 
 class BucketFacts(Record):

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from exact_prep.manifest import Manifest, ShardRecord, WeightsFile, canonical_json
+from exact_prep.records import canonical_json
+from exact_prep.records.manifest import Manifest, ShardRecord, WeightsFile
 from exact_prep.reports.facts import Facts
 
 RECORDS: dict[str, Any] = {

@@ -24,14 +24,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exact_prep.manifest import InputFile, Slice
+from exact_prep.records.manifest import InputFile, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from exact_prep.batches import TextBatch
-    from exact_prep.config import SourceOptions
+    from exact_prep.records.options import SourceOptions
     from exact_prep.sources.documents import Part
 
 

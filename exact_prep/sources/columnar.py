@@ -14,7 +14,7 @@ from exact_prep.errors import SourceError
 from exact_prep.sources.columns import Rows, ids_of, is_long, long_texts_of, texts_of
 from exact_prep.sources.documents import BATCH_BYTES, set_aside
 from exact_prep.sources.streams import Damaged, check_unchanged
-from exact_prep.storage import explained
+from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from exact_prep.batches import TextBatch
 from exact_prep.sources.documents import MAX_ID, numbers, set_aside, utf8_bytes
 from exact_prep.sources.long_texts import LONG, batches_of, utf8_pieces
 from exact_prep.sources.streams import Damaged
-from exact_prep.views import numpy_view
+from exact_prep.zero_copy import numpy_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from exact_prep.errors import UsageError
-from exact_prep.manifest import InputFile
+from exact_prep.records.manifest import InputFile
 from exact_prep.sources.streams import CODECS, split_suffix
-from exact_prep.storage import explained
+from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from exact_prep.config import SourceOptions
+    from exact_prep.records.options import SourceOptions
 
 Format = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "hub"]
 

@@ -14,8 +14,8 @@ from exact_prep.errors import SourceError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from exact_prep.config import SourceOptions
-    from exact_prep.manifest import InputFile, Slice
+    from exact_prep.records.manifest import InputFile, Slice
+    from exact_prep.records.options import SourceOptions
 
 BATCH_BYTES = 4 << 20
 """Text per batch, about: batches are joined up to here and not beyond."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exact_prep.errors import ExactPrepError, SourceError, UsageError
-from exact_prep.manifest import InputFile
+from exact_prep.records.manifest import InputFile
 from exact_prep.sources.columnar import Columns, Rows, pick_column, rows_at_once
 
 if TYPE_CHECKING:

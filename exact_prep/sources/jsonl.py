@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from exact_prep.batches import Rejected
-    from exact_prep.config import SourceOptions
+    from exact_prep.records.options import SourceOptions
     from exact_prep.sources.documents import Part
     from exact_prep.sources.streams import Block
 

@@ -14,7 +14,7 @@ from exact_prep.sources.streams import Damaged, compression, decompressed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from exact_prep.manifest import Slice
+    from exact_prep.records.manifest import Slice
     from exact_prep.sources.documents import Part
 
 PROBES = 32

@@ -11,7 +11,7 @@ from exact_prep.sources.streams import compression
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from exact_prep.manifest import Slice
+    from exact_prep.records.manifest import Slice
     from exact_prep.sources.documents import Part
 
 TASKS = 512

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from exact_prep.errors import SourceError
-from exact_prep.storage import explained
+from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from exact_prep.manifest import InputFile
+    from exact_prep.records.manifest import InputFile
 
 BLOCK = 1 << 20
 """Bytes per read: the cost per read has vanished, and what is read is still in the cache (4 MiB: 10% slower)."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from exact_prep.batches import TextBatch, TokenBatch
-    from exact_prep.config import SourceOptions
+    from exact_prep.records.options import SourceOptions
 
 
 def within_limits(

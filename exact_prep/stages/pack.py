@@ -15,14 +15,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TextIO
 
 from exact_prep.errors import LedgerError
-from exact_prep.exposure import Exposure, measure
-from exact_prep.manifest import DocumentCounts, ExposureRecord, PackedCounts, ShardRecord, TaskRecord, TokenLedger
 from exact_prep.packing import Packer
+from exact_prep.records.manifest import (
+    DocumentCounts,
+    ExposureRecord,
+    PackedCounts,
+    ShardRecord,
+    TaskRecord,
+    TokenLedger,
+)
 from exact_prep.shards import ShardWriter
 from exact_prep.sources import origins_of, read_task
 from exact_prep.stages.limits import within_limits
-from exact_prep.storage import TEMPORARY, explained, make_directory, publish, save, sync_file
+from exact_prep.stores.local import TEMPORARY, explained, make_directory, publish, save, sync_file
 from exact_prep.tokenization import Tokenizer
+from exact_prep.weighing.exposure import Exposure, measure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -30,9 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.batches import PackedBatch, Rejected, TextBatch, TokenBatch
-    from exact_prep.config import PackOptions
     from exact_prep.engines import Meter
-    from exact_prep.manifest import InputFile, Slice, TokenizerRecord
+    from exact_prep.records.manifest import InputFile, Slice, TokenizerRecord
+    from exact_prep.records.options import PackOptions
 
 SHARD_BYTES = 1 << 30
 """A task begins a new shard when the one it writes holds this much."""

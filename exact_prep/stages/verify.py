@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exact_prep.errors import DatasetError, StorageError
-from exact_prep.exposure import Exposure, measure
-from exact_prep.manifest import ExposureRecord
+from exact_prep.records.manifest import ExposureRecord
 from exact_prep.shards import Shard, ShardBatch, opened
-from exact_prep.storage import explained
+from exact_prep.stores.local import explained
+from exact_prep.weighing.exposure import Exposure, measure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from exact_prep.engines import Meter
-    from exact_prep.manifest import ShardRecord
+    from exact_prep.records.manifest import ShardRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exact_prep.config import Record
-from exact_prep.exposure import Exposure, measure
-from exact_prep.manifest import ExposureRecord, ShardWeights
+from exact_prep.records import Record
+from exact_prep.records.manifest import ExposureRecord, ShardWeights
 from exact_prep.shards import opened, overwrite_weights
-from exact_prep.storage import TEMPORARY, explained, publish, save
+from exact_prep.stores.local import TEMPORARY, explained, publish, save
+from exact_prep.weighing.exposure import Exposure, measure
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.batches import TextBatch, TokenBatch
-    from exact_prep.config import TokenizerOptions
-    from exact_prep.manifest import TokenizerRecord
+    from exact_prep.records.manifest import TokenizerRecord
+    from exact_prep.records.options import TokenizerOptions
 
 __all__ = ["Tokenizer", "choose", "locate"]
 

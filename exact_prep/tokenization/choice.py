@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from exact_prep.errors import TokenizerError
-from exact_prep.manifest import TokenizerRecord
+from exact_prep.records.manifest import TokenizerRecord
 from exact_prep.tokenization.backends import BackendName, Tokenizers, load, loading
 from exact_prep.tokenization.files import digest, parse, read
 from exact_prep.tokenization.parity import Parity, gate
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from exact_prep.config import TokenizerOptions
+    from exact_prep.records.options import TokenizerOptions
 
 LARGEST_ID = 2**31 - 1
 """Ids are kept as int32."""

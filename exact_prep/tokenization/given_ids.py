@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exact_prep.batches import TextBatch, TokenBatch
-    from exact_prep.manifest import TokenizerRecord
+    from exact_prep.records.manifest import TokenizerRecord
 
 
 class IdPasser:

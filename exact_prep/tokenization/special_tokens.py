@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from exact_prep.config import TokenizerOptions
 from exact_prep.errors import TokenizerError
+from exact_prep.records.options import TokenizerOptions
 from exact_prep.tokenization.files import Role, named_token
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.batches import TextBatch, TokenBatch
-    from exact_prep.config import TokenizerOptions
-    from exact_prep.manifest import TokenizerRecord
+    from exact_prep.records.manifest import TokenizerRecord
+    from exact_prep.records.options import TokenizerOptions
 
 BATCH_CHARS = 1 << 20
 """Characters per token batch, about: 0.05 s of work for the fast library, 0.4 s for the reference."""

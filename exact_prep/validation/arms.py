@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from exact_prep.errors import UsageError
-from exact_prep.exposure import Exposure, bucket_edges
-from exact_prep.weights import WeightOptions, weight_table
+from exact_prep.weighing.exposure import Exposure, bucket_edges
+from exact_prep.weighing.weights import WeightOptions, weight_table
 
 if TYPE_CHECKING:
     from exact_prep.validation.batches import Batch
-    from exact_prep.weights import WeightTable
+    from exact_prep.weighing.weights import WeightTable
 
 NAMES = ("uniform", "exact", "flat", "mirror", "permuted", "lr", "steps", "null")
 WEIGHTED = ("exact", "flat", "mirror", "permuted")

@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     import numpy as np
 
-    from exact_prep.exposure import Exposure
+    from exact_prep.weighing.exposure import Exposure
 
 
 @dataclass(frozen=True)

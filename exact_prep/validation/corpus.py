@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import exact_prep
 from exact_prep.errors import UsageError
-from exact_prep.tables import exposure_of
 from exact_prep.validation.batches import Batch, batch_of
+from exact_prep.weighing.files import exposure_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
-    from exact_prep.exposure import Exposure
-    from exact_prep.integrations.reader import PackedDataset
-    from exact_prep.weights import WeightTable
+    from exact_prep.reader.rows import PackedDataset
+    from exact_prep.weighing.exposure import Exposure
+    from exact_prep.weighing.weights import WeightTable
 
 
 @dataclass

@@ -19,8 +19,7 @@ import torch
 
 from exact_prep.engines import run as run_items
 from exact_prep.errors import UsageError
-from exact_prep.exposure import bucket_edges
-from exact_prep.storage import explained, load, make_directory, save
+from exact_prep.stores.local import explained, load, make_directory, save
 from exact_prep.validation import compare
 from exact_prep.validation.arms import make_arm
 from exact_prep.validation.batches import Batch, Batches
@@ -30,6 +29,7 @@ from exact_prep.validation.plan import Job
 from exact_prep.validation.results import Results, Run, Settings
 from exact_prep.validation.synthetic import SyntheticStream
 from exact_prep.validation.train import Schedule, train
+from exact_prep.weighing.exposure import bucket_edges
 
 if TYPE_CHECKING:
     from collections.abc import Callable

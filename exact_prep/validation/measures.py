@@ -9,7 +9,7 @@ import numpy as np
 
 from exact_prep.dataset import load_manifest
 from exact_prep.errors import UsageError
-from exact_prep.storage import read_bytes
+from exact_prep.stores.local import read_bytes
 from exact_prep.validation import harness, nolima, probes, ruler
 from exact_prep.validation.batches import batch_of
 from exact_prep.validation.synthetic import SyntheticStream, document

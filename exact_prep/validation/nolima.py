@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from exact_prep.errors import UsageError
-from exact_prep.storage import read_bytes
+from exact_prep.stores.local import read_bytes
 from exact_prep.validation.ruler import Item
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from exact_prep import __version__
 from exact_prep.errors import UsageError
-from exact_prep.integrations.lookup import load_weights
+from exact_prep.reader.lookup import load_weights
 from exact_prep.validation.arms import Arm, make_arm
 from exact_prep.validation.corpus import CorpusStream, open_corpus
 from exact_prep.validation.huggingface import load_model
 from exact_prep.validation.model import Decoder, Shape
 from exact_prep.validation.results import Settings
 from exact_prep.validation.synthetic import SyntheticStream
+from exact_prep.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from exact_prep.exposure import bucket_edges, bucket_of
 from exact_prep.validation.batches import Batch, batch_of
 from exact_prep.validation.model import cross_entropy, left_contexts
 from exact_prep.validation.synthetic import KEY_COUNT, KEYS, START, VALUE_COUNT, VALUES, document, filler
+from exact_prep.weighing.exposure import bucket_edges, bucket_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

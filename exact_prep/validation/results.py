@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from exact_prep.config import Record
-from exact_prep.manifest import canonical_json
+from exact_prep.records import Record, canonical_json
 
 SCHEMA = "results.schema.json"
 

@@ -16,8 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
-from exact_prep.exposure import Exposure, measure
 from exact_prep.validation.batches import Batch, batch_of
+from exact_prep.weighing.exposure import Exposure, measure
 
 START, FILLER, KEYS, VALUES = 0, 1, 33, 225
 FILLERS, KEY_COUNT, VALUE_COUNT = 32, 192, 32

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exact_prep.storage import explained
+from exact_prep.stores.local import explained
 from exact_prep.validation.model import cross_entropy, left_contexts
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exact_prep.config import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.pipeline import pack
+from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from tests.benchmarks.measure import Figures, median, run
 
 SEQ_LEN = 4096

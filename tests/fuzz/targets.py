@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exact_prep.config import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.errors import ExactPrepError
-from exact_prep.manifest import Manifest, WeightsFile, encode, sealed
 from exact_prep.pipeline import WeighOptions, pack, verify, weigh
+from exact_prep.records import encode, sealed
+from exact_prep.records.manifest import Manifest, WeightsFile
+from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.reports.facts import gather
 from exact_prep.shards import opened, overwrite_weights
 from exact_prep.tokenization import Tokenizer, choose

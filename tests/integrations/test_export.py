@@ -13,8 +13,8 @@ from written_dataset import VOCAB, documents, oracle_weights, weigh_dataset, wri
 
 import exact_prep
 from exact_prep.errors import DatasetError, UsageError
-from exact_prep.integrations.exporters import export
-from exact_prep.storage import StorageError
+from exact_prep.layouts import export
+from exact_prep.stores.local import StorageError
 
 SEQ_LEN = 64
 
@@ -62,7 +62,7 @@ def test_parquet_and_levanter(dataset, directory, weights_file, tmp_path, kind, 
 
 
 def test_a_long_export_to_parquet_is_cut_into_files(dataset, directory, tmp_path, monkeypatch):
-    monkeypatch.setattr("exact_prep.integrations.exporters.parquet.FILE_TOKENS", 5 * SEQ_LEN)
+    monkeypatch.setattr("exact_prep.layouts.parquet.FILE_TOKENS", 5 * SEQ_LEN)
     made = export(directory, "parquet", tmp_path / "out")
     assert len(made["files"]) > 2
     rows = pq.read_table([tmp_path / "out" / name for name in made["files"]])["input_ids"].to_pylist()
@@ -102,7 +102,7 @@ def open_with_vocabulary(monkeypatch, vocabulary):
         dataset.manifest = dataset.manifest.model_copy(update={"tokenizer": tokenizer})
         return dataset
 
-    monkeypatch.setattr("exact_prep.integrations.exporters.open", opened)
+    monkeypatch.setattr("exact_prep.layouts.open", opened)
 
 
 @pytest.mark.parametrize("align", ["target", "prediction"])
@@ -189,7 +189,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_export(directory, tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("exact_prep.storage.os.fsync", full)
+    monkeypatch.setattr("exact_prep.stores.local.os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         export(directory, "numpy", tmp_path / "out")
     assert not (tmp_path / "out").exists()

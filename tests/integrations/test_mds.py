@@ -9,7 +9,7 @@ import pytest
 from oracle import framework
 from written_dataset import oracle_weights
 
-from exact_prep.integrations.exporters import export
+from exact_prep.layouts import export
 
 torch = framework("torch")
 # Streaming imports torchvision, whose wheels are built for CUDA: beside a CPU build of torch, operators that its import

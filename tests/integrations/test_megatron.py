@@ -10,7 +10,7 @@ import pytest
 from oracle import bigram_oracle, framework
 from written_dataset import VOCAB
 
-from exact_prep.integrations.exporters import export
+from exact_prep.layouts import export
 
 torch = framework("torch")
 framework("megatron.core.datasets.gpt_dataset")

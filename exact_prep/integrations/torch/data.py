@@ -10,15 +10,15 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from exact_prep.integrations import columns
-from exact_prep.integrations.collate import collate
-from exact_prep.integrations.order import BatchOrder
+from exact_prep.reader import columns
+from exact_prep.reader.collate import collate
+from exact_prep.reader.order import BatchOrder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from exact_prep.integrations.columns import Align
-    from exact_prep.integrations.reader import PackedDataset, Row
+    from exact_prep.reader.columns import Align
+    from exact_prep.reader.rows import PackedDataset, Row
 
 Batch = dict[str, torch.Tensor]
 

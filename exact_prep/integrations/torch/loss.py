@@ -13,12 +13,12 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from exact_prep.errors import UsageError
-from exact_prep.integrations.columns import IGNORED, check_align
+from exact_prep.reader.columns import IGNORED, check_align
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from exact_prep.integrations.columns import Align
+    from exact_prep.reader.columns import Align
 
 CHUNK = 1024
 """Targets per chunk of the linear loss: 1024 * 152K fp32 logits are 0.6 GB, and the matrix product is at full speed."""

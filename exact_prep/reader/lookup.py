@@ -14,16 +14,16 @@ import numpy as np
 
 from exact_prep.dataset import read_weights_file
 from exact_prep.errors import DatasetError, WeightsError
-from exact_prep.integrations.columns import position_ids
-from exact_prep.tables import options_of
-from exact_prep.weights import WeightTable, float16_runs
+from exact_prep.reader.columns import position_ids
+from exact_prep.weighing.files import options_of
+from exact_prep.weighing.weights import WeightTable, float16_runs
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import ArrayLike
 
-    from exact_prep.manifest import WeightsFile
+    from exact_prep.records.manifest import WeightsFile
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from exact_prep.errors import StorageError
-from exact_prep.manifest import RecordT, encode, parse
+from exact_prep.records import RecordT, encode, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from exact_prep.config import Record
+    from exact_prep.records import Record
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is being written; whatever carries it after a run has ended is rubbish."""

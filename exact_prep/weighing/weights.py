@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exact_prep.errors import WeightsError
-from exact_prep.exposure import Exposure, bucket_edges, bucket_of
+from exact_prep.weighing.exposure import Exposure, bucket_edges, bucket_of
 
 if TYPE_CHECKING:
     from exact_prep.choices import Normalize

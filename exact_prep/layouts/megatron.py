@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from exact_prep.errors import DatasetError
-from exact_prep.integrations.exporters.blocks import Block, blocks, lengths
-from exact_prep.storage import explained
+from exact_prep.layouts.blocks import Block, blocks, lengths
+from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from exact_prep.choices import Align
-    from exact_prep.integrations.reader import PackedDataset
+    from exact_prep.reader.rows import PackedDataset
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

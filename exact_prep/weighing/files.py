@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from exact_prep import __version__
-from exact_prep.exposure import Exposure, bucket_edges
-from exact_prep.manifest import ExposureRecord, Manifest, RoundingRecord, WeightsFile
-from exact_prep.weights import WeightOptions, WeightTable, audit_rounding, weight_table
+from exact_prep.records.manifest import ExposureRecord, Manifest, RoundingRecord, WeightsFile
+from exact_prep.version import __version__
+from exact_prep.weighing.exposure import Exposure, bucket_edges
+from exact_prep.weighing.weights import WeightOptions, WeightTable, audit_rounding, weight_table
 
 
 def exposure_of(record: ExposureRecord) -> Exposure:

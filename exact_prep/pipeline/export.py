@@ -16,13 +16,21 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from exact_prep import __version__
 from exact_prep.choices import ExportFormat
 from exact_prep.errors import StorageError, UsageError
-from exact_prep.integrations.columns import check_align
-from exact_prep.integrations.reader import open  # noqa: A004
-from exact_prep.manifest import canonical_json
-from exact_prep.storage import TEMPORARY, make_directory, publish, remove, sync_directory, sync_file, write_atomically
+from exact_prep.reader.columns import check_align
+from exact_prep.reader.rows import open  # noqa: A004
+from exact_prep.records import canonical_json
+from exact_prep.stores.local import (
+    TEMPORARY,
+    make_directory,
+    publish,
+    remove,
+    sync_directory,
+    sync_file,
+    write_atomically,
+)
+from exact_prep.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +54,7 @@ FORMATS: dict[ExportFormat, Format] = {
     "mds": Format("mds", ("target", "prediction")),
     "parquet": Format("parquet", ("target", "prediction")),
     "levanter": Format("parquet", ("prediction",)),
-    "numpy": Format("memmaps", ("target", "prediction")),
+    "numpy": Format("npy", ("target", "prediction")),
     "lut": Format("tables", ("target",)),
     "row-weights": Format("tables", ("target",)),
 }
@@ -73,7 +81,7 @@ def export(
     check_align(chosen)
     if chosen not in alignments:
         raise UsageError(f"{kind} has weights aligned with {alignments[0]}s only; leave --align out")
-    writer = import_module(f"exact_prep.integrations.exporters.{module}")
+    writer = import_module(f"exact_prep.layouts.{module}")
     dataset = open(directory)
     if not len(dataset):
         raise UsageError(f"{directory} has no rows: there is nothing to export")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exact_prep.errors import UsageError
-from exact_prep.integrations import columns
-from exact_prep.integrations.reader import Row
+from exact_prep.reader import columns
+from exact_prep.reader.rows import Row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from exact_prep.integrations.columns import Align
+    from exact_prep.reader.columns import Align
 
 
 def collate(

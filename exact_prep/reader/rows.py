@@ -19,16 +19,16 @@ import numpy as np
 from exact_prep import shards
 from exact_prep.dataset import MANIFEST, datasets_in, load_manifest
 from exact_prep.errors import DatasetError, UsageError
-from exact_prep.integrations import columns
-from exact_prep.integrations.lookup import LoadedWeights, load_weights
-from exact_prep.packing import permutation
+from exact_prep.reader import columns
+from exact_prep.reader.lookup import LoadedWeights, load_weights
+from exact_prep.shuffle import permutation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from os import PathLike
 
     from exact_prep.choices import Align
-    from exact_prep.manifest import Manifest
+    from exact_prep.records.manifest import Manifest
 
 SHARDS_MAPPED = 256
 """Shards kept mapped at once: each holds a file descriptor, of which a process often has only 1024."""

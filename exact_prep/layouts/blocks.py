@@ -9,13 +9,13 @@ import numpy as np
 
 from exact_prep import shards
 from exact_prep.errors import DatasetError
-from exact_prep.integrations.columns import align_weights
+from exact_prep.reader.columns import align_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exact_prep.choices import Align
-    from exact_prep.integrations.reader import PackedDataset
+    from exact_prep.reader.rows import PackedDataset
 
 BLOCK_TOKENS = 1 << 20
 

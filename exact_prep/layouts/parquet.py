@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exact_prep.integrations.exporters.blocks import Block, blocks
-from exact_prep.storage import explained
-from exact_prep.views import arrow_view
+from exact_prep.layouts.blocks import Block, blocks
+from exact_prep.stores.local import explained
+from exact_prep.zero_copy import arrow_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from exact_prep.choices import Align
-    from exact_prep.integrations.reader import PackedDataset
+    from exact_prep.reader.rows import PackedDataset
 
 FILE_TOKENS = 1 << 28
 """Tokens after which the next file begins."""

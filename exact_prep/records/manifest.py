@@ -7,18 +7,13 @@ weights.json    WeightsFile  after `weigh`
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from exact_prep.choices import Normalize, Packing, SpecialTokens
-from exact_prep.config import PackOptions, Record
-from exact_prep.errors import DatasetError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from exact_prep.records import Record
+from exact_prep.records.options import PackOptions
 
 FORMAT_VERSION = 1
 ALIGNMENT = "target"
@@ -295,44 +290,3 @@ class WeightsFile(Record):
         if {len(self.counts), len(self.in_tail), len(self.weights)} != {len(self.bucket_edges) - 1}:
             raise ValueError("bucket_edges, counts, in_tail and weights are not of the same buckets")
         return self
-
-
-RecordT = TypeVar("RecordT", bound=Record)
-
-
-def parse(record: type[RecordT], data: bytes, path: Path) -> RecordT:
-    """The record in `data`; raises DatasetError that names `path` and every bad field."""
-    try:
-        return record.model_validate_json(data)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc']) or 'file'}: {fault['msg']}" for fault in error.errors()[:5]
-        )
-        raise DatasetError(f"{path} is not a {record.__name__} that this version reads: {faults}") from error
-
-
-def encode(record: Record) -> bytes:
-    """The bytes of a record on disk: fields in the order of their definition, two spaces, final newline.
-
-    By pydantic's own encoder, ten times as fast as `json`: a manifest of 100,000 input files is 23 MB.
-    """
-    return (record.model_dump_json(indent=2) + "\n").encode()
-
-
-def canonical_json(value: object) -> bytes:
-    """JSON whose bytes depend on the value alone: sorted keys, two spaces, final newline."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def fingerprint(record: Record) -> str:
-    """sha256 of a record's bytes: equal records, equal fingerprint."""
-    return hashlib.sha256(encode(record)).hexdigest()
-
-
-SealedT = TypeVar("SealedT", bound=Manifest | WeightsFile)
-
-
-def sealed(record: SealedT) -> SealedT:
-    """The record with its checksum."""
-    unsealed = record.model_copy(update={"checksum": ""})
-    return unsealed.model_copy(update={"checksum": fingerprint(unsealed)})

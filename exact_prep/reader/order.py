@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exact_prep.errors import UsageError
-from exact_prep.packing import permutation
+from exact_prep.shuffle import permutation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exact_prep.errors import UsageError
-from exact_prep.integrations.exporters.blocks import blocks
-from exact_prep.storage import explained
+from exact_prep.layouts.blocks import blocks
+from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from exact_prep.choices import Align
-    from exact_prep.integrations.reader import PackedDataset
+    from exact_prep.reader.rows import PackedDataset
 
 
 def write(

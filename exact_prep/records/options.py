@@ -1,18 +1,13 @@
-"""What the user asked, as frozen records. Nothing that was measured or made lives here (manifest.py), no behaviour."""
+"""What the user asked, as frozen records. What was measured or made lives in the other records."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from exact_prep.choices import Backend, InputFormat, OnError, Packing, SpecialTokens
-
-
-class Record(BaseModel):
-    """Base of every record: frozen, no unknown fields, attribute docstrings become schema descriptions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from exact_prep.records import Record
 
 
 class SourceOptions(Record):

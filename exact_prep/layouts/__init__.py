@@ -1,0 +1,1 @@
+"""How packed tokens lie on disk for other trainers: one file per format."""

@@ -1,0 +1,1 @@
+"""Formulas over counts: effective context, exposure, weights. Opens no file."""
