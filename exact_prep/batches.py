@@ -1,17 +1,15 @@
-"""The records that flow from file to shard. Columns, no behaviour."""
+"""What flows from file to shard to trainer, as columns: texts, tokens of documents, rows of segments."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """A document that was set aside."""
+    """A document that was skipped because it cannot be used."""
 
     source: str
     """Path of the file."""
@@ -32,6 +30,10 @@ class TextBatch:
     """Token ids of all documents, int32[T], where the corpus is tokenized already."""
     id_offsets: np.ndarray | None = None
     """Where each document's ids start and end, int64[D + 1]."""
+    labels: list[str] | None = None
+    """Source label of each document, D strings, where labels come from a field of the record; else None."""
+    label: str = ""
+    """Source label of all documents, where labels come from files; else empty."""
     records: np.ndarray
     """Each document's place in its task's input counted from 0, int64[D]."""
     continues: bool = False
@@ -73,17 +75,66 @@ class TokenBatch:
     """Documents left out; `source` is empty and `place` is `record N` until the stage knows better."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackedBatch:
-    """Rows, ready to be written."""
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """R rows of L tokens and the S segments in them: the same columns from packing to shards to readers.
+
+    The segments of row r are `row_splits[r]` to `row_splits[r + 1]`. What they leave of a row is padding.
+    """
 
     input_ids: np.ndarray
     """Token ids, int32[R, L], the padding id after each row's last segment."""
-    segments_per_row: np.ndarray
-    """int32[R]."""
+    row_splits: np.ndarray
+    """Where each row's segments start and end, int32[R + 1], from 0 to S."""
     seq_lengths: np.ndarray
-    """Lengths of all segments, int32[S], row by row."""
+    """Lengths of all segments in tokens, int32[S], row by row."""
     doc_ids: np.ndarray
-    """int64[S]."""
+    """Each segment's document, int64[S]: the record's place in its task's input."""
     doc_offsets: np.ndarray
-    """int64[S]."""
+    """Where each segment starts inside its document, in tokens, int64[S]."""
+    sources: np.ndarray
+    """Each segment's source, int16[S]: place in the label list of its task."""
+    mask_splits: np.ndarray | None = None
+    """Where each row's values of `masked_runs` start and end, int32[R + 1]; None: no target is masked."""
+    masked_runs: np.ndarray | None = None
+    """Start and stop in the row, in turn, of runs of targets without loss, int32[2M]: sorted, inside one segment."""
+    loss_weights: np.ndarray | None = None
+    """Weight of each target `input_ids[r, t]`, float16[R, L]; None where no weights are stored."""
+
+    def __len__(self) -> int:
+        """Rows."""
+        return self.input_ids.shape[0]
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row, L."""
+        return self.input_ids.shape[1]
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """The rows [start, stop) as views; splits begin at 0 again."""
+        splits = self.row_splits[start : stop + 1]
+        segments = slice(int(splits[0]), int(splits[-1]))
+        mask_splits = masked_runs = None
+        if self.mask_splits is not None and self.masked_runs is not None:
+            mask_splits = self.mask_splits[start : stop + 1]
+            masked_runs = self.masked_runs[int(mask_splits[0]) : int(mask_splits[-1])]
+            mask_splits = mask_splits - mask_splits[0]
+        return Rows(
+            input_ids=self.input_ids[start:stop],
+            row_splits=splits - splits[0],
+            seq_lengths=self.seq_lengths[segments],
+            doc_ids=self.doc_ids[segments],
+            doc_offsets=self.doc_offsets[segments],
+            sources=self.sources[segments],
+            mask_splits=mask_splits,
+            masked_runs=masked_runs,
+            loss_weights=None if self.loss_weights is None else self.loss_weights[start:stop],
+        )
+
+    def segment_starts(self) -> np.ndarray:
+        """Where each segment starts in its row, in tokens, int64[S]."""
+        ends = np.cumsum(self.seq_lengths, dtype=np.int64)
+        starts = ends - self.seq_lengths
+        per_row = np.diff(self.row_splits)
+        first = np.concatenate([starts, [0]])[self.row_splits[:-1]]
+        return starts - np.repeat(first, per_row)

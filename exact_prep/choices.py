@@ -1,4 +1,4 @@
-"""The words that options may take. Apart from config.py so that `--help` need not import pydantic (0.14 s)."""
+"""The words and the limits of options. Apart from the records, so that `--help` need not import pydantic (0.14 s)."""
 
 from typing import Literal
 
@@ -6,7 +6,23 @@ Packing = Literal["concat", "best-fit"]
 OnError = Literal["stop", "reject"]
 SpecialTokens = Literal["text", "special", "error"]
 Backend = Literal["auto", "fastokens", "tokenizers"]
+FileFormat = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "hub"]
+"""Formats of inputs. The table in `sources.formats` has a row for each."""
 InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"]
+"""What the user may call an input: the same without `hub`, which is named with `hf://`."""
 Normalize = Literal["none", "mean"]
+LossWeights = Literal["column", "table"]
 Align = Literal["target", "prediction"]
 ExportFormat = Literal["megatron", "mds", "parquet", "levanter", "numpy", "lut", "row-weights"]
+
+MAX_COUNT = 2**63 - 1
+"""Counts and seeds are kept as int64."""
+
+MAX_SEQ_LEN = 2**27
+"""Tokens per row, at most."""
+
+MAX_WEIGHT = 65504.0
+"""The largest finite float16: weights are stored as float16."""
+
+MAX_SOURCES = 1000
+"""Labels of sources in one corpus, at most. More are almost surely a wrong field, such as an id or a URL."""

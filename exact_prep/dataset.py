@@ -1,26 +1,36 @@
-"""Where a dataset's files are, which datasets a directory holds, what makes one load as a Hugging Face dataset."""
+"""A packed dataset on disk: which file is where, how to find and load one, and what makes it a Hugging Face dataset."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from exact_prep.errors import DatasetError
-from exact_prep.records import canonical_json, encode, parse, sealed
-from exact_prep.records.manifest import Manifest, WeightsFile
+from exact_prep.records import canonical_json, is_sealed, parse
+from exact_prep.records.manifest import Manifest
+from exact_prep.records.weights import WeightsFile
 from exact_prep.shards import features
-from exact_prep.stores.local import digest, explained, read_bytes, write_atomically
+from exact_prep.stores import open_store
+from exact_prep.stores.local import digest, explained, read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from exact_prep.records.manifest import ShardRecord
+    import pyarrow as pa
+
+    from exact_prep.records.work import BatchRecord, ShardRecord
+    from exact_prep.stores import Store
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.json"
 REJECTED = "rejected.jsonl"
 INFO = "dataset_info.json"
 STATE = "state.json"
+CARD = "README.md"
+TABLES = "tables"
+TOKENIZER = "tokenizer"
 WORK = ".work"
 PLAN = "plan.json"
 CLEARING = "clearing"
@@ -28,15 +38,78 @@ CLEARING = "clearing"
 SPOOL = ".stdin"
 
 
-def shard_name(index: int, count: int) -> str:
-    """Name of a published shard."""
-    return f"data-{index:05d}-of-{count:05d}.arrow"
+def shard_name(task: int, part: int) -> str:
+    """Name of a shard: by its task, and its place among the task's shards. It never changes."""
+    return f"data-{task:07d}-{part:03d}.arrow"
 
 
-def datasets_in(directory: Path) -> list[Path]:
+def table_name(name: str) -> str:
+    """Name of a table's file."""
+    return f"{TABLES}/{name}.parquet"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The records of a packed dataset. Tables are read, and checked against the manifest, when they are asked for."""
+
+    path: Path
+    manifest: Manifest
+
+    @cached_property
+    def store(self) -> Store:
+        """Its directory."""
+        return open_store(self.path)
+
+    def read(self, name: str) -> bytes:
+        """A file beside the shards; raises DatasetError if it is missing or not what the manifest says."""
+        if self.store.size(name) is None:
+            raise DatasetError(f"{self.path / name} is missing; restore it, or pack again")
+        data = self.store.read(name)
+        if digest([data]) != self.manifest.digests.get(name):
+            raise DatasetError(
+                f"{self.path / name} was changed after it was written (checksum); restore it, or pack again"
+            )
+        return data
+
+    def table(self, name: str) -> pa.Table:
+        """A table of `records.tables`; raises DatasetError, StorageError."""
+        from exact_prep.records.tables import SCHEMAS, decode_table
+
+        file = table_name(name)
+        return decode_table(SCHEMAS[name], self.read(file), self.path / file)
+
+    @cached_property
+    def shards(self) -> tuple[ShardRecord, ...]:
+        """The shards in order, without their record batches; raises DatasetError, StorageError."""
+        from exact_prep.records.tables import decode_shards
+
+        name = table_name("shards")
+        return decode_shards(self.read(name), self.path / name)
+
+    def batches(self) -> list[tuple[BatchRecord, ...]]:
+        """Where the record batches of each shard lie; raises DatasetError, StorageError."""
+        from exact_prep.records.tables import decode_batches
+
+        name = table_name("batches")
+        return decode_batches(self.read(name), len(self.shards), self.path / name)
+
+    def weights(self) -> WeightsFile:
+        """Its weights.json; raises DatasetError if it is missing, damaged or belongs to another dataset."""
+        weights = load_weights_file(self.path / WEIGHTS)
+        if not belongs_to(weights, self.manifest):
+            raise DatasetError(f"{self.path / WEIGHTS} belongs to another dataset; run `exact-prep weigh {self.path}`")
+        return weights
+
+
+def open_dataset(directory: Path) -> Dataset:
+    """The dataset in a directory, by its absolute path: the working directory may change. Raises DatasetError."""
+    return Dataset(directory.absolute(), load_manifest(directory))
+
+
+def find_datasets(directory: Path) -> list[Path]:
     """The packed datasets of a directory: itself, or its children named by row length.
 
-    Raises DatasetError if there is none, or one that is not finished; StorageError.
+    Raises DatasetError if there is none, or one that is incomplete; StorageError.
     """
     with explained("read", directory):
         if (directory / MANIFEST).is_file():
@@ -45,99 +118,153 @@ def datasets_in(directory: Path) -> list[Path]:
             raise DatasetError(f"{directory} does not exist; make a dataset with `exact-prep pack`")
         if not directory.is_dir():
             raise DatasetError(f"{directory} is a file; name the directory of the dataset")
-        if is_unfinished(directory):
-            raise DatasetError(f"{directory} is not finished; start the same `exact-prep pack` again, it continues")
-        if is_unfinished_copy(directory):
-            raise DatasetError(
-                f"{directory} is the unfinished copy of a dataset; start the same `exact-prep weigh --out` again, "
-                "it finishes it"
-            )
-        children = children_of(directory)
-        found = [path for path in children if any((path / name).exists() for name in (MANIFEST, WEIGHTS, WORK))]
+        if is_incomplete(directory):
+            raise DatasetError(f"{directory} is incomplete; start the same `exact-prep pack` again, it continues")
+        children = list_children(directory)
+        found = [path for path in children if any((path / name).exists() for name in (MANIFEST, WORK))]
     if found:
-        return [home for path in found for home in datasets_in(path)]
+        return [home for path in found for home in find_datasets(path)]
     raise DatasetError(f"{directory} is not a packed dataset (it has no {MANIFEST}); make one with `exact-prep pack`")
 
 
-def is_unfinished(directory: Path) -> bool:
-    """Whether a run that fills `directory`, or clears it, was stopped or is at it."""
+def is_incomplete(directory: Path) -> bool:
+    """Whether a run that fills or clears `directory` was stopped, or is still running."""
     return any((directory / WORK / name).is_file() for name in (PLAN, CLEARING))
 
 
-def is_unfinished_copy(directory: Path) -> bool:
-    """Whether `weigh --out` was stopped while it copied a dataset into `directory`, or is at it."""
-    return (directory / WEIGHTS).exists() and (directory / WORK).exists() and not (directory / MANIFEST).exists()
-
-
-def children_of(directory: Path) -> list[Path]:
+def list_children(directory: Path) -> list[Path]:
     """Directories named by a row length, in its order."""
     numbers = [path for path in directory.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir()]
     return sorted(numbers, key=lambda path: (int(path.name), path.name))
 
 
 def load_manifest(directory: Path) -> Manifest:
-    """The manifest of a dataset, checked against its own checksum; raises DatasetError, StorageError."""
+    """The manifest of a dataset, checked against its seal; raises DatasetError, StorageError."""
     path = directory / MANIFEST
     if not path.is_file():
-        datasets_in(directory)
+        find_datasets(directory)
+        raise DatasetError(f"{directory} holds a dataset per row length; name one of them")
     data = read_bytes(path)
     manifest = parse(Manifest, data, path)
-    if not is_untouched(manifest, data):
+    if not is_sealed(data):
         raise DatasetError(f"{path} was changed after it was written (checksum); pack again, or restore the file")
     return manifest
 
 
-def load_weights_file(directory: Path) -> WeightsFile | None:
-    """weights.json of a dataset, checked against its own checksum; None before `weigh`.
-
-    Raises DatasetError, StorageError.
-    """
-    path = directory / WEIGHTS
-    return read_weights_file(path) if path.is_file() else None
-
-
-def read_weights_file(path: Path) -> WeightsFile:
-    """A weights.json, checked against its own checksum; raises DatasetError, StorageError."""
+def load_weights_file(path: Path) -> WeightsFile:
+    """A weights.json, checked against its seal; raises DatasetError, StorageError."""
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing; `exact-prep weigh {path.parent}` writes it")
     data = read_bytes(path)
     weights = parse(WeightsFile, data, path)
-    if not is_untouched(weights, data):
+    if not is_sealed(data):
         raise DatasetError(f"{path} was changed after it was written (checksum); run `exact-prep weigh` again")
     return weights
 
 
-def is_untouched(record: Manifest | WeightsFile, data: bytes) -> bool:
-    """Whether `data` is, byte for byte, what this version wrote for the record."""
-    return sealed(record).checksum == record.checksum and encode(record) == data
+def belongs_to(weights: WeightsFile, manifest: Manifest) -> bool:
+    """Whether weights were made for a dataset: it is one of theirs, or the one their table comes from."""
+    named = {dataset.id for dataset in weights.datasets} | {weights.applied_from}
+    return manifest.tree_hash in named and weights.seq_len == manifest.seq_len
 
 
 def tree_hash(shards: Iterable[ShardRecord]) -> str:
-    """xxh3-128 over the shards' checksums in order."""
-    return digest(f"{shard.content_xxh3} {shard.weights_xxh3}\n".encode() for shard in shards)
+    """xxh3-128 over the shards' content checksums in order: the same with and without weights."""
+    return digest(f"{shard.content_xxh3}\n".encode() for shard in shards)
 
 
-def write_info(directory: Path, seq_len: int) -> None:
+def make_info(manifest: Manifest) -> bytes:
     """dataset_info.json: what the columns are, for `datasets.load_from_disk`."""
-    write_atomically(directory / INFO, canonical_json(info_of(seq_len)))
+    description = (
+        f"Text packed by exact-prep into rows of {manifest.seq_len} tokens with a loss weight per token (EXACT, "
+        "arXiv 2605.10544). seq_lengths are the lengths of the documents in a row; attention must not cross them."
+    )
+    columns = features(manifest.seq_len, masked=manifest.masked, weights=manifest.loss_weights == "column")
+    return canonical_json(
+        {"citation": "", "description": description, "features": columns, "homepage": "", "license": ""}
+    )
 
 
-def info_of(seq_len: int) -> dict[str, Any]:
-    """dataset_info.json."""
-    return {"citation": "", "description": "", "features": features(seq_len), "homepage": "", "license": ""}
-
-
-def write_state(directory: Path, shards: Iterable[ShardRecord], *identity: str) -> None:
-    """Publish state.json; see `state_of`."""
-    write_atomically(directory / STATE, canonical_json(state_of(shards, *identity)))
-
-
-def state_of(shards: Iterable[ShardRecord], *identity: str) -> dict[str, Any]:
+def make_state(files: Iterable[str], *identity: str) -> bytes:
     """state.json: which files, and a fingerprint that follows the content: Hugging Face caches results by it."""
-    return {
-        "_data_files": [{"filename": shard.file} for shard in shards],
-        "_fingerprint": digest(word.encode() for word in identity)[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
+    return canonical_json(
+        {
+            "_data_files": [{"filename": file} for file in files],
+            "_fingerprint": digest(word.encode() for word in identity)[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+    )
+
+
+def make_card(manifest: Manifest, files: Sequence[str]) -> bytes:
+    """README.md: the dataset card. Its front matter lists the shards, so that `load_dataset` finds them on the hub."""
+    names = "\n".join(f"    - {file}" for file in files)
+    if manifest.loss_weights == "column":
+        weights = (
+            "`loss_weights[t]` belongs to the target `input_ids[t]`, as Hugging Face labels do; the loss is "
+            "`sum(w * ce) / sum(w)`.\n`weights.json` says which weights they are: plain (1 per target) or exact."
+        )
+    else:
+        weights = (
+            "The shards hold no weights: `exact_prep.open` computes them from `weights.json`, "
+            "`w = lut[position in the segment]`.\nThe loss is `sum(w * ce) / sum(w)`, with `w[t]` for the target "
+            "`input_ids[t]`."
+        )
+    return CARD_TEXT.format(names=names, manifest=manifest, weights=weights).encode()
+
+
+CARD_TEXT = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path:
+{names}
+tags:
+- exact-prep
+- long-context
+---
+
+# Packed rows of {manifest.seq_len} tokens
+
+{manifest.rows} rows from {manifest.documents.packed} documents, packed by exact-prep {manifest.tool_version}
+({manifest.packing}). Tree hash: `{manifest.tree_hash}`.
+
+## Columns
+
+* `input_ids`: {manifest.seq_len} token ids; padding follows the last document.
+* `seq_lengths`: lengths of the row's segments. Attention must not cross their edges.
+* `doc_ids`, `doc_offsets`, `sources`: for each segment its document, where it starts in it, and its source.
+* `loss_weights`: the weight of each target, where the shards hold weights.
+
+{weights}
+
+## Load it
+
+```python
+import exact_prep
+
+rows = exact_prep.open("DIR")  # after `exact-prep weigh DIR`; before it, exact_prep.open("DIR", plain=True)
+```
+
+or, as a Hugging Face dataset, `datasets.load_from_disk("DIR")` for a local copy and
+`datasets.load_dataset("OWNER/NAME")` from the hub. `manifest.json` says how the dataset was made; `tokenizer/` holds
+the tokenizer, if there was one.
+
+## Method
+
+The loss weights follow EXACT:
+
+```bibtex
+@misc{{exact2026,
+  title = {{Where Does Long-Context Supervision Actually Go? Effective-Context Exposure Balancing}},
+  year = {{2026}},
+  eprint = {{2605.10544}},
+  archivePrefix = {{arXiv}}
+}}
+```
+"""

@@ -1,17 +1,17 @@
 """The errors exact-prep raises on purpose. Nothing else lives here.
 
     ExactPrepError
-    ├── UsageError (ValueError)        an option or combination that cannot be meant
-    ├── SourceError (ValueError)       a document, line, row or file of the corpus that cannot be used
-    ├── TokenizerError (ValueError)    a tokenizer that cannot be loaded, or whose ids cannot be trusted
-    ├── WeightsError (ValueError)      an exposure or option from which no weights follow
-    ├── DatasetError (ValueError)      a directory that is not (or no longer) what its manifest says
-    ├── StorageError (OSError)         a path that cannot be read, written, locked or published
+    ├── UsageError (ValueError)        an invalid option, or options that do not go together
+    ├── SourceError (ValueError)       a document, line, row or file of the corpus is unusable
+    ├── TokenizerError (ValueError)    a tokenizer cannot be loaded, or its ids cannot be trusted
+    ├── WeightsError (ValueError)      weights cannot be computed from an exposure or from the options
+    ├── DatasetError (ValueError)      a directory is not a dataset, or does not match its manifest
+    ├── StorageError (OSError)         a path cannot be read, written, locked or published
     ├── LedgerError (RuntimeError)     tokens in and tokens out do not add up: a bug, never the user's fault
     ├── WorkerError (RuntimeError)     a worker process died
     └── Interrupted (RuntimeError)     the run was asked to stop (Ctrl-C, SIGTERM); it can be continued
 
-Every message says what, where (path, line or row, field) and the remedy, in one or two lines.
+Every message says what is wrong, where (path, line or row, field), and how to fix it, in one or two lines.
 """
 
 
@@ -20,31 +20,31 @@ class ExactPrepError(Exception):
 
 
 class UsageError(ExactPrepError, ValueError):
-    """An option, or a combination of options, that cannot be meant."""
+    """An option is invalid, or options do not go together."""
 
 
 class SourceError(ExactPrepError, ValueError):
-    """A document, line, row or file of the corpus that cannot be used."""
+    """A document, line, row or file of the corpus is unusable."""
 
 
 class TokenizerError(ExactPrepError, ValueError):
-    """A tokenizer that cannot be loaded, or whose ids cannot be trusted."""
+    """A tokenizer cannot be loaded, or its ids cannot be trusted."""
 
 
 class WeightsError(ExactPrepError, ValueError):
-    """An exposure or option from which no weights follow."""
+    """Weights cannot be computed from an exposure or from the options."""
 
 
 class DatasetError(ExactPrepError, ValueError):
-    """A directory that is not, or no longer, what its manifest says."""
+    """A directory is not a dataset, or does not match its manifest."""
 
 
 class StorageError(ExactPrepError, OSError):
-    """A path that cannot be read, written, locked or published."""
+    """A path cannot be read, written, locked or published."""
 
 
 class LedgerError(ExactPrepError, RuntimeError):
-    """Tokens in and tokens out do not add up."""
+    """Tokens in and tokens out do not add up: a bug in exact-prep."""
 
 
 class WorkerError(ExactPrepError, RuntimeError):
@@ -52,4 +52,4 @@ class WorkerError(ExactPrepError, RuntimeError):
 
 
 class Interrupted(ExactPrepError, RuntimeError):
-    """The run was asked to stop; what it finished is kept."""
+    """The run was asked to stop (Ctrl-C, SIGTERM); finished work is kept and the run can be continued."""

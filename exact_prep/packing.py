@@ -1,11 +1,11 @@
-"""Documents to rows: `concat` and `best-fit`. Every token of every document goes into exactly one row.
+"""Packs documents into rows: `concat` and `best-fit`. Every token of every document goes into exactly one row.
 
-A packer takes pieces (documents, or parts of one that is too long to hold) and hands out rows in batches. It first
-plans segments, then gathers tokens; a plan is columns, so that shuffling rows is shuffling a plan.
+A packer takes pieces (documents, or parts of a document that is too long for memory) and returns rows in batches. It
+first plans segments, then copies tokens. A plan consists of columns, so that shuffling rows means reordering a plan.
 
-    concat     documents end to end, cut at row edges; the last row of a task alone is padded
+    concat     documents end to end, cut at row edges; only the last row of a task is padded
     best-fit   documents longer than a row give full rows and a remainder; remainders and short documents are packed
-               best-fit decreasing over a bounded window, rows in corpus order
+               by best-fit decreasing over a bounded window; rows are in corpus order
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.batches import PackedBatch, TokenBatch
+from exact_prep.batches import Rows, TokenBatch
 from exact_prep.kernels.best_fit import best_fit
 from exact_prep.kernels.rows import gather
 from exact_prep.shuffle import permutation
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from exact_prep.choices import Packing
 
 WINDOW_TOKENS = 1 << 24
-"""Best-fit and shuffling look at this many tokens at once (64 MB of ids), or 64 rows if that is more."""
+"""Best-fit packing and shuffling work on this many tokens at once (64 MB of ids), or on 64 rows if that is more."""
 
 BATCH_TOKENS = 1 << 21
-"""Tokens per record batch: 8 MB of ids, 4 MB of weights."""
+"""Tokens in rows that are handed out at once: 8 MB of ids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pieces:
-    """Documents, or parts of one, over one array of ids; columns of equal length P."""
+    """Documents, or parts of documents, in one array of ids; columns of equal length P."""
 
     ids: np.ndarray
     """int32[T]."""
@@ -47,7 +47,7 @@ class Pieces:
     doc_offsets: np.ndarray
     """Where each piece starts inside its document, int64[P]."""
     continues: bool = False
-    """Whether the last piece's document goes on after it."""
+    """Whether the last piece's document continues after it."""
 
     def take(self, index: np.ndarray) -> Pieces:
         """The pieces in the order of `index`, over the same ids."""
@@ -62,18 +62,18 @@ class Pieces:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowPlan:
-    """Rows as segments over pieces' ids; `segments` are pieces that lie in one row each."""
+    """Rows as a list of segments; each segment is a piece that lies in one row."""
 
     segments: Pieces
     segments_per_row: np.ndarray
     """int32[R]."""
     cut: int
-    """Documents whose first segment ends before they do: each document cut counts once."""
+    """The number of documents cut; each is counted once, with its first segment."""
     rest: Pieces | None = None
-    """Pieces that await more tokens."""
+    """Pieces that wait for more tokens."""
 
 
-def as_pieces(batch: TokenBatch) -> Pieces:
+def make_pieces(batch: TokenBatch) -> Pieces:
     """The pieces of a token batch."""
     return Pieces(
         ids=batch.ids,
@@ -86,9 +86,9 @@ def as_pieces(batch: TokenBatch) -> Pieces:
 
 
 def join(parts: list[Pieces]) -> Pieces:
-    """One `Pieces` over one array of ids, from parts whose pieces lie end to end.
+    """Join parts, whose pieces lie end to end, into one `Pieces` with one array of ids.
 
-    A piece that carries on where the one before it stopped becomes part of it.
+    A piece that continues the document of the piece before it becomes part of that piece.
     """
     if len(parts) == 1:
         return parts[0]
@@ -109,11 +109,11 @@ def join(parts: list[Pieces]) -> Pieces:
 
 
 def compact(segments: Pieces, index: np.ndarray, *, continues: bool) -> Pieces:
-    """A copy of some segments that lie end to end in ids of their own."""
+    """Copy the segments at `index` into a new array of ids, end to end."""
     chosen = segments.take(index)
     lengths = chosen.lengths.astype(np.int32)
     ids = np.empty(int(chosen.lengths.sum()), np.int32)
-    gather(chosen.ids, chosen.starts, lengths, np.array([index.size], np.int32), ids.size, 0, ids)
+    gather(chosen.ids, chosen.starts, lengths, np.array([0, index.size], np.int32), ids.size, 0, ids)
     return Pieces(
         ids=ids,
         starts=np.cumsum(chosen.lengths) - chosen.lengths,
@@ -125,9 +125,10 @@ def compact(segments: Pieces, index: np.ndarray, *, continues: bool) -> Pieces:
 
 
 def cut(pieces: Pieces, edges: np.ndarray, ends: np.ndarray) -> tuple[Pieces, np.ndarray]:
-    """Cut pieces laid end to end at the token positions `edges`; also which segments end before their document does.
+    """Lay the pieces end to end and cut them at the token positions `edges`.
 
-    `ends[P]` are the pieces' ends in that stream, in tokens.
+    `ends[P]` are the pieces' ends in that stream, in tokens. Returns the segments, and for each whether its document
+    continues after it, bool[S].
     """
     stops = np.union1d(ends, edges)
     starts = np.concatenate([[0], stops[:-1]])
@@ -147,7 +148,7 @@ def cut(pieces: Pieces, edges: np.ndarray, ends: np.ndarray) -> tuple[Pieces, np
 
 
 def plan_concat(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
-    """Lay the pieces end to end and cut them at row edges; what does not fill a row waits unless this is the last."""
+    """Lay the pieces end to end and cut them at row edges; an incomplete row waits for more unless this is the last."""
     ends = np.cumsum(pieces.lengths)
     total = int(ends[-1])
     whole = total - total % seq_len
@@ -167,15 +168,15 @@ def plan_concat(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
 
 
 def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
-    """Full rows from pieces longer than a row; what remains is packed best-fit decreasing, rows in corpus order.
+    """Cut full rows from pieces longer than a row; pack the rest by best-fit decreasing, rows in corpus order.
 
-    If the last document goes on, its full rows are cut here and its remainder waits.
+    If the last document continues, its full rows are cut here and its remainder waits.
     """
     ends = np.cumsum(pieces.lengths)
     full = pieces.lengths // seq_len - (pieces.lengths % seq_len == 0)
-    of = np.repeat(np.arange(full.size), full)
-    number = np.arange(of.size) - np.repeat(np.cumsum(full) - full, full)
-    edges = (ends - pieces.lengths)[of] + (number + 1) * seq_len
+    piece = np.repeat(np.arange(full.size), full)
+    number = np.arange(piece.size) - np.repeat(np.cumsum(full) - full, full)
+    edges = (ends - pieces.lengths)[piece] + (number + 1) * seq_len
     segments, unfinished = cut(pieces, edges, ends)
     rest = None
     if pieces.continues and not last:
@@ -197,7 +198,10 @@ def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
 
 
 def pack_best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Bin of each item by best-fit decreasing, int32[N]; `lengths[N]` int32 in [1, capacity], of equals the first."""
+    """The bin of each item by best-fit decreasing, int32[N].
+
+    `lengths[N]` are int32 in [1, capacity]; items of equal length are packed in their order.
+    """
     bin_of = np.empty(lengths.size, np.int32)
     order = np.argsort(-lengths, kind="stable")
     newest = np.full(capacity + 1, -1, np.int32)
@@ -211,13 +215,21 @@ PLANS: dict[Packing, Callable[..., RowPlan]] = {"concat": plan_concat, "best-fit
 
 
 class Packer:
-    """Turns the token batches of one task into rows of `seq_len` tokens.
+    """Packs the token batches of one task into rows of `seq_len` tokens.
 
-    Windows depend on the token batches alone, so the same task gives the same rows.
+    The windows depend only on the token batches, so the same task always gives the same rows.
     """
 
-    def __init__(self, *, packing: Packing, seq_len: int, pad_id: int, shuffle: tuple[int, int] | None = None) -> None:
-        """`shuffle` is (seed, task index)."""
+    def __init__(
+        self,
+        *,
+        packing: Packing,
+        seq_len: int,
+        pad_id: int,
+        shuffle: tuple[int, int] | None = None,
+        window_tokens: int | None = None,
+    ) -> None:
+        """`shuffle` is (seed, task index); best-fit and shuffling look at `window_tokens` at once."""
         self.documents_cut = 0
         self._plan = PLANS[packing]
         self._seq_len = seq_len
@@ -225,25 +237,26 @@ class Packer:
         self._shuffle = shuffle
         self._windows = 0
         look_ahead = packing == "best-fit" or shuffle is not None
-        self._window = max(WINDOW_TOKENS, 64 * seq_len) if look_ahead else 1
+        self.window_tokens = (window_tokens or max(WINDOW_TOKENS, 64 * seq_len)) if look_ahead else 1
+        """Tokens that are gathered before rows are planned."""
         self._waiting: list[Pieces] = []
         self._tokens = 0
 
-    def add(self, batch: TokenBatch) -> Iterator[PackedBatch]:
-        """Take the tokens of `batch`; yields the rows that are settled by now."""
+    def add(self, batch: TokenBatch) -> Iterator[Rows]:
+        """Add the tokens of `batch`; yields the rows that are complete."""
         if batch.ids.size:
-            self._waiting.append(as_pieces(batch))
+            self._waiting.append(make_pieces(batch))
             self._tokens += batch.ids.size
-        # A shuffled document must be whole, so a window waits for its end.
-        if self._tokens >= self._window and not (self._shuffle and batch.continues):
+        # Shuffling needs whole documents, so a window waits for the end of its last document.
+        if self._tokens >= self.window_tokens and not (self._shuffle and batch.continues):
             yield from self._settle(last=False)
 
-    def finish(self) -> Iterator[PackedBatch]:
-        """Yield the rows that are left."""
+    def finish(self) -> Iterator[Rows]:
+        """Yield the remaining rows."""
         if self._waiting:
             yield from self._settle(last=True)
 
-    def _settle(self, *, last: bool) -> Iterator[PackedBatch]:
+    def _settle(self, *, last: bool) -> Iterator[Rows]:
         pieces = join(self._waiting)
         if self._shuffle:
             pieces = pieces.take(permutation(pieces.starts.size, *self._shuffle, self._windows, 0))
@@ -252,31 +265,33 @@ class Packer:
         self._waiting = [plan.rest] if plan.rest is not None else []
         self._tokens = int(plan.rest.lengths.sum()) if plan.rest is not None else 0
         if self._shuffle:
-            plan = shuffled_rows(plan, permutation(plan.segments_per_row.size, *self._shuffle, self._windows, 1))
+            plan = reorder_rows(plan, permutation(plan.segments_per_row.size, *self._shuffle, self._windows, 1))
         self._windows += 1
         yield from self._rows(plan)
 
-    def _rows(self, plan: RowPlan) -> Iterator[PackedBatch]:
+    def _rows(self, plan: RowPlan) -> Iterator[Rows]:
         segments = plan.segments
-        splits = np.concatenate([[0], np.cumsum(plan.segments_per_row)])
+        splits = np.concatenate([[0], np.cumsum(plan.segments_per_row)]).astype(np.int32)
         step = max(BATCH_TOKENS // self._seq_len, 1)
         for row in range(0, plan.segments_per_row.size, step):
-            per_row = plan.segments_per_row[row : row + step]
-            here = slice(int(splits[row]), int(splits[row + per_row.size]))
+            own = splits[row : row + step + 1]
+            here = slice(int(own[0]), int(own[-1]))
+            own = own - own[0]
             lengths = segments.lengths[here].astype(np.int32)
-            rows = np.empty((per_row.size, self._seq_len), np.int32)
-            gather(segments.ids, segments.starts[here], lengths, per_row, self._seq_len, self._pad_id, rows.reshape(-1))
-            yield PackedBatch(
-                input_ids=rows,
-                segments_per_row=per_row,
+            ids = np.empty((own.size - 1, self._seq_len), np.int32)
+            gather(segments.ids, segments.starts[here], lengths, own, self._seq_len, self._pad_id, ids.reshape(-1))
+            yield Rows(
+                input_ids=ids,
+                row_splits=own,
                 seq_lengths=lengths,
                 doc_ids=segments.doc_ids[here],
                 doc_offsets=segments.doc_offsets[here],
+                sources=np.zeros(lengths.size, np.int16),
             )
 
 
-def shuffled_rows(plan: RowPlan, order: np.ndarray) -> RowPlan:
-    """The rows of a plan in another order."""
+def reorder_rows(plan: RowPlan, order: np.ndarray) -> RowPlan:
+    """The same plan with its rows in the given `order`."""
     stops = np.cumsum(plan.segments_per_row, dtype=np.int64)
     per_row = plan.segments_per_row[order]
     starts = (stops - plan.segments_per_row)[order]

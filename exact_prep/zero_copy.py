@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 
-def arrow_view(values: np.ndarray, dtype: pa.DataType | None = None) -> pa.Array:
-    """A flat array of numbers, as Arrow; `dtype` is of the same size and the array's own by default."""
+def as_arrow(values: np.ndarray, dtype: pa.DataType | None = None) -> pa.Array:
+    """A flat array of numbers, as Arrow; `dtype` has the same size and is the array's own by default."""
     dtype = dtype or pa.from_numpy_dtype(values.dtype)
     return pa.Array.from_buffers(dtype, values.size, [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def numpy_view(values: pa.Array) -> np.ndarray:
+def as_numpy(values: pa.Array) -> np.ndarray:
     """An Arrow array of numbers without nulls, as NumPy, read-only."""
     dtype = np.dtype(values.type.to_pandas_dtype())
     data = values.buffers()[1]

@@ -34,13 +34,13 @@ def main(directory: str, steps: int = 3) -> None:
     model = TinyDecoder(dataset.manifest.tokenizer.vocab_size, dataset.seq_len)
     optimizer = optax.adamw(1e-3)
 
-    def loss_of(parameters, batch):
+    def compute_loss(parameters, batch):
         logits = model.apply(parameters, batch["input_ids"], batch["position_ids"], batch["segment_ids"])
         return weighted_cross_entropy(logits, batch["labels"], batch["loss_weights"])
 
     @jax.jit
     def train(parameters, state, batch):
-        loss, gradients = jax.value_and_grad(loss_of)(parameters, batch)
+        loss, gradients = jax.value_and_grad(compute_loss)(parameters, batch)
         updates, state = optimizer.update(gradients, state, parameters)
         return optax.apply_updates(parameters, updates), state, loss
 

@@ -1,7 +1,8 @@
 """Lightning: python lightning_module.py DIR [STEPS].
 
-Lightning averages losses over accumulated batches and ranks. If each were divided by its own sum of weights, a batch of
-short documents would count as much as one of long ones: all are divided by what a batch's sum is on average.
+Lightning averages losses over accumulated batches and ranks. If each batch were divided by its own sum of weights, a
+batch of short documents would count as much as one of long documents. So every batch is divided by the average sum of
+weights of a batch.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Megatron-LM: a GPTDataset that serves exported rows as they are.
+"""Megatron-LM: a GPTDataset that returns exported rows unchanged.
 
-`exact-prep export DIR --to megatron --out OUT`; then, in pretrain_gpt.py, give PackedGPTDataset in place of GPTDataset
-to BlendedMegatronDatasetBuilder, with --data-path OUT/data and the dataset's row length as --seq-length. Train with
---calculate-per-token-loss: without it each microbatch is divided by its own int(sum of weights).
+First run `exact-prep export DIR --to megatron --out OUT`. Then, in pretrain_gpt.py, pass PackedGPTDataset instead of
+GPTDataset to BlendedMegatronDatasetBuilder, with --data-path OUT/data and the dataset's row length as --seq-length.
+Train with --calculate-per-token-loss: without it, each microbatch is divided by its own int(sum of weights).
 """
 
 import numpy
@@ -11,7 +11,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset
 
 
 class PackedGPTDataset(GPTDataset):
-    """Rows of an export; documents do not see each other, weights are the loss mask."""
+    """The rows of an export. Documents do not see each other; the weights are the loss mask."""
 
     @staticmethod
     def numel_low_level_dataset(low_level_dataset):

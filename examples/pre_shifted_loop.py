@@ -1,7 +1,7 @@
-"""Trainers whose labels come shifted (torchtitan, nanotron, litgpt): python pre_shifted_loop.py DIR [STEPS].
+"""Trainers with shifted labels (torchtitan, nanotron, litgpt): python pre_shifted_loop.py DIR [STEPS].
 
-Such a trainer computes cross_entropy(logits, labels) per token and divides by a count of tokens: multiply by the
-weights, divide by their sum.
+Such a trainer computes cross_entropy(logits, labels) per token and divides by the number of tokens. Multiply by the
+weights instead, and divide by their sum.
 """
 
 import itertools

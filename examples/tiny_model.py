@@ -1,4 +1,4 @@
-"""A decoder of two layers for the torch examples: put your own in its place. Documents are told by position_ids."""
+"""A decoder of two layers for the torch examples; replace it with yours. A document starts where position_ids is 0."""
 
 import torch
 from torch import nn

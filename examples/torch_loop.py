@@ -1,4 +1,4 @@
-"""Plain PyTorch: python torch_loop.py DIR [STEPS]. Accumulates two microbatches; the head's logits are never whole."""
+"""Plain PyTorch: python torch_loop.py DIR [STEPS]. Accumulates two microbatches; full logits are never in memory."""
 
 import itertools
 import sys

@@ -1,9 +1,9 @@
-"""TRL's SFTTrainer: python trl_sft.py DIR TOKENIZER.json [STEPS]."""
+"""TRL's SFTTrainer: python trl_sft.py DIR [STEPS]. The tokenizer is the one that the dataset keeps."""
 
 import sys
 import tempfile
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 import exact_prep
@@ -14,10 +14,9 @@ class WeightedSFTTrainer(WeightedLossMixin, SFTTrainer):
     pass
 
 
-def main(directory: str, tokenizer_file: str, steps: int = 3) -> None:
+def main(directory: str, steps: int = 3) -> None:
     manifest = exact_prep.open(directory).manifest
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=tokenizer_file)
-    tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(manifest.tokenizer.eos_id)
+    tokenizer = AutoTokenizer.from_pretrained(f"{directory}/tokenizer")
     config = LlamaConfig(
         vocab_size=manifest.tokenizer.vocab_size,
         hidden_size=64,
@@ -47,4 +46,4 @@ def main(directory: str, tokenizer_file: str, steps: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

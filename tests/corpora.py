@@ -8,21 +8,22 @@ import gzip
 import io
 import json
 import lzma
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import find_inputs, plan_tasks, read_task
+from exact_prep.records.work import Slice
+from exact_prep.sources import Inputs, find_inputs
+from exact_prep.sources.formats import read_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
     from exact_prep.batches import Rejected, TextBatch
-    from exact_prep.records.manifest import InputFile, Slice
+    from exact_prep.sources.batching import Part
 
 SEPARATOR = "<|endofdocument|>\n"
 
@@ -33,6 +34,8 @@ class Read:
 
     documents: list[tuple[int, int, str]] = field(default_factory=list)
     """Task, record, text."""
+    labels: dict[tuple[int, int], str] = field(default_factory=dict)
+    """Source label by task and record."""
     ids: list[tuple[int, int, list[int]]] = field(default_factory=list)
     """Task, record, token ids."""
     rejected: list[Rejected] = field(default_factory=list)
@@ -53,6 +56,11 @@ def gather(batches: Iterable[TextBatch], task: int = 0, into: Read | None = None
     begun = False
     for batch in batches:
         assert batch.records.dtype == "int64"
+        assert batch.labels is None or len(batch.labels) == len(batch.records)
+        for record, label in zip(
+            batch.records.tolist(), batch.labels or [batch.label] * len(batch.records), strict=True
+        ):
+            assert read.labels.setdefault((task, record), label) == label
         if batch.ids is not None:
             assert batch.ids.dtype == "int32"
             assert batch.id_offsets is not None
@@ -88,29 +96,32 @@ def gather(batches: Iterable[TextBatch], task: int = 0, into: Read | None = None
     return read
 
 
-def read_all(
-    files: Sequence[InputFile],
-    options: SourceOptions | None = None,
-    *,
-    tasks: Sequence[Sequence[Slice]] | None = None,
-    stdin: Path | None = None,
-) -> Read:
-    """Read files by the tasks given, or as they are planned, and check that everything is accounted for."""
-    options = options or SourceOptions()
+def read_all(inputs: Inputs, *, tasks: Sequence[Sequence[Slice]] | None = None) -> Read:
+    """Read inputs by the tasks given, or as they are planned, and check that everything is accounted for."""
     read = Read()
-    for number, slices in enumerate(tasks or plan_tasks(files, options, stdin=stdin)):
-        gather(read_task(slices, files, options, stdin=stdin), number, read)
+    for number, slices in enumerate(tasks or inputs.plan_tasks()):
+        gather(inputs.read(slices), number, read)
     assert read.records == len(read.documents) + len(read.ids) + read.empty + len(read.rejected)
     assert read.text_bytes == sum(len(text.encode()) for text in read.texts)
-    if stdin is None:
-        assert read.bytes_read == sum(file.bytes for file in files)
+    assert read.bytes_read == sum(file.bytes for file in inputs.files)
     return read
+
+
+def read_part(inputs: Inputs, one: Slice | None = None, *, block: int | None = None, **changed: object) -> Read:
+    """Read a slice, by default the first file, with some options changed."""
+    return gather(read_slice(make_part(inputs, one, **changed), block=block))
+
+
+def make_part(inputs: Inputs, one: Slice | None = None, **changed: object) -> Part:
+    """A slice, by default the first file, with some options changed."""
+    options = inputs.options.model_copy(update=changed)
+    return replace(inputs, options=options).part(one or Slice(file=0))
 
 
 def read_inputs(*inputs: object, **options: object) -> Read:
     """Find, plan and read."""
     source = SourceOptions.model_validate(options)
-    return read_all(find_inputs([str(one) for one in inputs], source).files, source)
+    return read_all(find_inputs([str(one) for one in inputs], source))
 
 
 def jsonl(documents: Sequence[str]) -> bytes:

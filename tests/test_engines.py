@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from exact_prep.engines import Meter, cores, crew, run
+from exact_prep.engines import Meter, count_cores, count_workers, run
 from exact_prep.errors import SourceError, WorkerError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def test_a_worker_killed_before_it_begins_is_started_again():
 
 
 @pytest.mark.parametrize("items", [3, 3000])
-def test_workers_that_never_live_to_begin_end_the_run_and_nobody_waits_for_ever(items):
+def test_workers_that_cannot_start_end_the_run_and_nobody_waits_for_ever(items):
     with workers_killed_at_their_start(10**6), pytest.raises(WorkerError, match="cannot start: killed by signal 9"):
         list(run(square, range(items), workers=2, name=str))
 
@@ -146,7 +146,7 @@ def test_workers_may_die_at_any_instant_and_no_other_waits_for_them():
         seen.append(index)
         if len(victims) < 12 and len(seen) % 1000 == 500 and pid not in victims:
             victims.add(pid)
-            time.sleep(len(victims) / 10_000)  # until it is at something else
+            time.sleep(len(victims) / 10_000)  # until the worker is at another point
             os.kill(pid, signal.SIGKILL)
     assert sorted(seen) == list(range(20_000))
     assert len(victims) == 12
@@ -162,7 +162,7 @@ class Stubborn(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def test_an_error_that_cannot_travel_is_told_and_all_say_where_they_were_raised():
+def test_an_error_that_cannot_be_pickled_is_reported_and_every_error_says_where_it_was_raised():
     with pytest.raises(WorkerError, match="Stubborn: 1 and 2") as caught:
         list(run(confess, range(2), workers=2, name=str))
     assert "in confess" in caught.value.__notes__[0]
@@ -185,7 +185,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_workers_never_outlive_their_parent(tmp_path, how):
+def test_workers_die_with_their_parent(tmp_path, how):
     script = tmp_path / "sleeper.py"
     script.write_text(SLEEPER)
     marks = [tmp_path / "one", tmp_path / "two"]
@@ -202,7 +202,7 @@ def test_workers_never_outlive_their_parent(tmp_path, how):
     assert alive == []
 
 
-def test_a_crew_has_one_worker_per_core_as_long_as_there_is_work_for_each():
-    assert [crew(work, 100) for work in (0, 99, 100, 199)] == [1, 1, 1, 1]
-    assert crew(250, 100) == min(2, cores())
-    assert crew(10**6, 100) == cores()
+def test_there_is_one_worker_per_core_as_long_as_there_is_work_for_each():
+    assert [count_workers(work, 100) for work in (0, 99, 100, 199)] == [1, 1, 1, 1]
+    assert count_workers(250, 100) == min(2, count_cores())
+    assert count_workers(10**6, 100) == count_cores()

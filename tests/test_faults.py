@@ -1,7 +1,7 @@
 """What may happen to the ground a run stands on: full disks, lost permission, inputs that vanish or change.
 
 Each ends the run in one or two lines that name what failed; nothing is published, and the same call continues once
-the fault is mended. Faults strike between two tasks: the event that a task is done is when the test does its harm.
+the fault is gone. Faults strike between two tasks: the event that a task is done is when the test does its harm.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from runs import files_of, pack_here, weigh_here, write_corpus
-from test_cli import documents, exact_prep, write_jsonl
+from runs import exact_prep, make_texts, pack_here, read_files, weigh_here, write_corpus, write_jsonl
 
-from exact_prep.dataset import datasets_in
-from exact_prep.errors import DatasetError, ExactPrepError, Interrupted, SourceError, StorageError, UsageError
-from exact_prep.pipeline import TaskDone, verify
-from exact_prep.records.manifest import InputFile, Slice
+from exact_prep.dataset import find_datasets
+from exact_prep.errors import DatasetError, ExactPrepError, SourceError, StorageError, UsageError
+from exact_prep.pipeline import verify
+from exact_prep.pipeline.events import TaskDone
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import part, read_slice
+from exact_prep.records.work import InputFile, Slice
+from exact_prep.sources import Inputs
+from exact_prep.sources.formats import read_slice
 from exact_prep.stores.local import locked
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def strike(harm: Callable[[], object], after: int = 1) -> Callable[[object], Non
     return watch
 
 
-def assert_unfinished(out: Path) -> None:
+def assert_incomplete(out: Path) -> None:
     assert not list(out.rglob("manifest.json"))
-    with pytest.raises(DatasetError, match="not finished"):
+    with pytest.raises(DatasetError, match="is incomplete"):
         verify(out)
 
 
@@ -87,34 +88,35 @@ def test_a_full_disk_ends_pack_and_room_lets_it_continue(corpus, whole, tokenize
         out = tmp_path / "disk" / "out"
         with pytest.raises(StorageError, match=r"disk/out/.*No space left"):
             pack_here(corpus, out, tokenizer_file)
-        assert_unfinished(out)
+        assert_incomplete(out)
         assert list(out.glob(".work/task-*.json"))
         resize("8m")
         pack_here(corpus, out, tokenizer_file)
-        assert files_of(out) == files_of(whole)
+        assert read_files(out) == read_files(whole)
 
 
 @linux_root
-def test_a_disk_that_fills_while_weights_are_copied(whole, tmp_path):
+def test_a_disk_that_fills_while_weights_are_written(whole, tmp_path):
     with disk(tmp_path / "disk", "1m") as resize:
         out, filler = tmp_path / "disk" / "out", tmp_path / "disk" / "filler"
+        shutil.copytree(whole, out)
 
         def fill():
             with suppress(OSError), filler.open("wb", buffering=0) as file:
                 while file.write(bytes(4096)):
                     continue
 
-        with pytest.raises(StorageError, match=r"No space left"):
-            weigh_here(whole, out=out, emit=strike(fill))
-        with pytest.raises(DatasetError, match="unfinished copy"):
-            verify(out)
+        with pytest.raises(StorageError, match=r"disk/out/.*No space left"):
+            weigh_here(out, emit=strike(fill))
+        (finding,) = verify(out)
+        assert "half-weighed" in finding
         filler.unlink()
-        resize("64k")
-        with pytest.raises(StorageError, match=r"bytes are needed, .* are free; make room"):
-            weigh_here(whole, out=out)
         resize("8m")
-        weigh_here(whole, out=out)
+        weigh_here(out)
         assert verify(out) == []
+        shutil.copytree(whole, tmp_path / "other")
+        weigh_here(tmp_path / "other")
+        assert read_files(out) == read_files(tmp_path / "other")
 
 
 @linux_root
@@ -129,7 +131,7 @@ def test_a_full_disk_is_no_hindrance_to_verify(whole, tmp_path):
 
 
 def test_a_limit_on_file_sizes_is_named(tokenizer_file, tmp_path):
-    source = write_jsonl(tmp_path / "in.jsonl", documents(100))
+    source = write_jsonl(tmp_path / "in.jsonl", make_texts(100))
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16,) * 2); "
         "from exact_prep.cli import main; main()"
@@ -139,10 +141,10 @@ def test_a_limit_on_file_sizes_is_named(tokenizer_file, tmp_path):
         [sys.executable, "-c", script, *map(str, command)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "out/.work/256/part-00000-000" in done.stderr
+    assert "out/data-0000000-000.arrow" in done.stderr
     assert "File too large" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert_unfinished(tmp_path / "out")
+    assert_incomplete(tmp_path / "out")
 
 
 @contextmanager
@@ -157,18 +159,18 @@ def sealed_off(path: Path) -> Iterator[list[str]]:
         path.chmod(mode)
 
 
-@pytest.mark.skipif(not shutil.which("setpriv"), reason="root obeys no permissions")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="permissions do not bind root")
 def test_lost_permission_is_named_and_nothing_is_touched(whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    before = files_of(out)
+    before = read_files(out)
     shard = out / min(name for name in before if name.endswith(".arrow"))
     with sealed_off(shard) as prefix:
         command = [*prefix, sys.executable, "-m", "exact_prep", "weigh", out, "--workers", "1"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"exact-prep: cannot write {shard}: Permission denied\n"
-    assert files_of(out) == before
+    assert read_files(out) == before
 
 
 def test_weigh_looks_at_all_shards_before_it_touches_one(whole, tmp_path):
@@ -176,14 +178,14 @@ def test_weigh_looks_at_all_shards_before_it_touches_one(whole, tmp_path):
     shutil.copytree(whole, out)
     last = out / max(path.name for path in out.glob("*.arrow"))
     os.truncate(last, 100)
-    before = files_of(out)
-    with pytest.raises(DatasetError, match="100 bytes, the manifest says"):
+    before = read_files(out)
+    with pytest.raises(DatasetError, match="100 bytes, the table of shards says"):
         weigh_here(out)
     last.unlink()
     with pytest.raises(StorageError, match="No such file"):
         weigh_here(out)
     before.pop(last.name)
-    assert files_of(out) == before
+    assert read_files(out) == before
 
 
 def grow(path: Path) -> None:
@@ -211,7 +213,7 @@ def test_an_input_that_is_no_longer_what_was_planned_ends_the_run(
         pack_here(inputs, out, tokenizer_file, workers=workers, emit=strike(lambda: do(inputs[2])))
     assert str(inputs[2]) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 2
-    assert_unfinished(out)
+    assert_incomplete(out)
     if harm in ("grown", "cut short", "touched"):
         with pytest.raises(UsageError, match=r"2\.jsonl (bytes|modified_ns) was"):
             pack_here(inputs, out, tokenizer_file)
@@ -220,7 +222,7 @@ def test_an_input_that_is_no_longer_what_was_planned_ends_the_run(
     done = []
     pack_here(inputs, out, tokenizer_file, emit=done.append)
     assert any("continuing" in getattr(event, "text", "") for event in done)
-    assert files_of(out).keys() == files_of(whole).keys()
+    assert read_files(out).keys() == read_files(whole).keys()
     assert verify(out) == []
 
 
@@ -231,7 +233,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused_at_its_end(name, tmp_pa
     status = path.stat()
     kind = {"a.txt": "text", "a.jsonl": "jsonl", "a.csv": "csv"}[name]
     file = InputFile(path=str(path), bytes=status.st_size, format=kind, modified_ns=status.st_mtime_ns)
-    batches = read_slice(part(0, [file], SourceOptions(), None, Slice(file=0)), block=1 << 14)
+    batches = read_slice(Inputs(files=(file,), options=SourceOptions()).part(Slice(file=0)), block=1 << 14)
     next(batches)
     os.utime(path)
     with pytest.raises(SourceError, match="has changed since"):
@@ -246,17 +248,17 @@ def test_what_lies_in_the_output_is_no_input(corpus, tokenizer_file, tmp_path):
     first = pack_here([folder], out, tokenizer_file)[0]
     again = pack_here([folder], out, tokenizer_file, overwrite=True)[0]
     assert again == first
-    before = files_of(out)
+    before = read_files(out)
     for inputs in ([out], [next(out.glob("*.arrow"))], [out / "*.arrow"]):
-        with pytest.raises(UsageError, match="lies in --out"):
+        with pytest.raises(UsageError, match="is in --out"):
             pack_here(inputs, out, tokenizer_file, overwrite=True)
-    assert files_of(out) == before
+    assert read_files(out) == before
 
 
 def test_overwriting_leaves_directories_alone_that_are_not_its_own(corpus, tokenizer_file, tmp_path):
     out = tmp_path / "out"
     pack_here(corpus, out, tokenizer_file, seq_lens=(32, 64))
-    mine = out / "2024" / "data-00000-of-00001.arrow"
+    mine = out / "2024" / "data-0000000-000.arrow"
     mine.parent.mkdir()
     mine.write_bytes(b"precious")
     pack_here(corpus, out, tokenizer_file, overwrite=True)
@@ -293,7 +295,7 @@ def kill_workers(process: subprocess.Popen, out: Path, stop: threading.Event, mo
     """Kill up to `most` workers, each while it writes a shard."""
     while not stop.is_set() and most:
         time.sleep(0.001)
-        if not list(out.glob(".work/64/part-*.tmp")):
+        if not list(out.glob("data-*.tmp")):
             continue
         with suppress(psutil.Error):
             for worker in psutil.Process(process.pid).children():
@@ -305,7 +307,7 @@ def kill_workers(process: subprocess.Popen, out: Path, stop: threading.Event, mo
 
 @pytest.mark.parametrize("kills", [1, 1000])
 def test_a_worker_that_is_killed_is_named_its_task_tried_again_and_then_the_run_ends(kills, tokenizer_file, tmp_path):
-    source = write_jsonl(tmp_path / "in.jsonl", documents(800, longest=20000))
+    source = write_jsonl(tmp_path / "in.jsonl", make_texts(800, longest=20000))
     out, stop = tmp_path / "out", threading.Event()
     options = ["--tokenizer", tokenizer_file, "--seq-len", 64, "--task-size", 3000000, "--workers", 2]
     command = [sys.executable, "-m", "exact_prep", "pack", source, *options, "--out", out]
@@ -316,7 +318,7 @@ def test_a_worker_that_is_killed_is_named_its_task_tried_again_and_then_the_run_
         stop.set()
         killer.join()
     said = talk.strip().splitlines()
-    assert "a worker died over task " in said[0]
+    assert "a worker died at task " in said[0]
     assert f"({source}): killed by signal 9 (SIGKILL)" in said[0]
     assert said[0].endswith("the task starts again")
     if kills == 1:
@@ -325,18 +327,18 @@ def test_a_worker_that_is_killed_is_named_its_task_tried_again_and_then_the_run_
     else:
         assert process.returncode == 1
         assert "a worker died twice over task " in said[-1]
-        assert_unfinished(out)
+        assert_incomplete(out)
         assert "continuing" in exact_prep("pack", source, *options, "--out", out).stderr
     assert verify(out) == []
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_signals_that_come_twice_end_a_run_as_one_does(first, tokenizer_file, tmp_path):
-    source = write_jsonl(tmp_path / "in.jsonl", documents(2000, longest=20000))
+    source = write_jsonl(tmp_path / "in.jsonl", make_texts(2000, longest=20000))
     command = [sys.executable, "-m", "exact_prep", "pack", source, "--tokenizer", tokenizer_file, "--seq-len", 64]
     command += ["--out", tmp_path / "out", "--workers", 1]
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
-        while not list((tmp_path / "out").glob(".work/64/part-*.tmp")):
+        while not list((tmp_path / "out").glob("data-*.tmp")):
             assert process.poll() is None
             time.sleep(0.002)
         begun = time.monotonic()
@@ -350,52 +352,32 @@ def test_signals_that_come_twice_end_a_run_as_one_does(first, tokenizer_file, tm
     assert "start the same command again to continue" in talk
 
 
-def test_a_copy_never_takes_the_place_of_what_it_is_made_from(corpus, tokenizer_file, tmp_path):
-    """`weigh packed/64 --out packed --overwrite` would first remove packed/64."""
-    packed = tmp_path / "packed"
-    pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
-    (tmp_path / "link").symlink_to(packed)
-    (tmp_path / "links").mkdir()
-    (tmp_path / "links" / "64").symlink_to(packed / "64")
-    before = files_of(packed)
-    for out in (packed, packed / "64", tmp_path / "link", tmp_path / "links"):
-        for overwrite in (False, True):
-            with pytest.raises(UsageError, match=r"--out .* the dataset itself"):
-                weigh_here(packed / "64", out=out, overwrite=overwrite)
-    assert files_of(packed) == before
-    weigh_here(packed / "64", out=packed / "64" / "weighed")
-    assert verify(packed / "64" / "weighed") == []
-
-
 def test_a_run_that_is_refused_leaves_all_datasets_as_they_were(corpus, tokenizer_file, tmp_path):
     """Half of a directory of datasets is in use: none of it is replaced, none of it counts for less."""
     out = tmp_path / "out"
     pack_here(corpus, out, tokenizer_file, seq_lens=(32, 64))
-    before = files_of(out)
+    before = read_files(out)
     with locked(out / "64"), pytest.raises(StorageError, match="64 is in use"):
         pack_here(corpus, out, tokenizer_file, seq_lens=(128,), overwrite=True)
-    assert files_of(out) == before
+    assert read_files(out) == before
     assert verify(out) == []
     with pytest.raises(UsageError, match="holds a dataset already"):
         pack_here(corpus, out, tokenizer_file, seq_lens=(128,))
 
 
-@pytest.mark.parametrize("place", ["a copy", "place"])
-def test_weigh_looks_at_all_datasets_before_it_touches_one(place, corpus, tokenizer_file, tmp_path):
-    packed, out = tmp_path / "packed", tmp_path / "out"
+def test_weigh_looks_at_all_datasets_before_it_touches_one(corpus, tokenizer_file, tmp_path):
+    packed = tmp_path / "packed"
     pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
-    if place == "a copy":
-        weigh_here(packed, out=out)
     max((packed / "64").glob("*.arrow")).unlink()
-    before = files_of(tmp_path)
+    before = read_files(tmp_path)
     with pytest.raises(StorageError, match="No such file"):
-        weigh_here(packed, alpha=0.5, out=out if place == "a copy" else None, overwrite=True)
-    assert files_of(tmp_path) == before
+        weigh_here(packed, alpha=0.5)
+    assert read_files(tmp_path) == before
 
 
-def test_a_directory_of_datasets_is_whole_or_its_unfinished_one_is_named(corpus, tokenizer_file, tmp_path):
-    packed, out = tmp_path / "packed", tmp_path / "out"
-    pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
+def test_a_directory_of_datasets_is_whole_or_its_incomplete_one_is_named(corpus, tokenizer_file, tmp_path):
+    out = tmp_path / "out"
+    pack_here(corpus, out, tokenizer_file, seq_lens=(32, 64))
 
     class Death(BaseException):
         pass
@@ -405,53 +387,32 @@ def test_a_directory_of_datasets_is_whole_or_its_unfinished_one_is_named(corpus,
             raise Death
 
     with pytest.raises(Death):
-        weigh_here(packed, out=out, emit=die)
+        weigh_here(out, emit=die)
     assert verify(out / "32") == []
-    for call in (verify, weigh_here, datasets_in):
-        with pytest.raises(DatasetError, match=r"out/64 is the unfinished copy"):
-            call(out)
+    findings = verify(out)
+    assert findings
+    assert all(f"{out / '64'}: half-weighed" in finding for finding in findings)
     (out / "2024").mkdir()
-    weigh_here(packed, out=out)
+    weigh_here(out)
     assert verify(out) == []
-    assert datasets_in(out) == [out / "32", out / "64"]
-
-
-def test_copies_are_not_mixed_with_an_unfinished_run(corpus, whole, tokenizer_file, tmp_path):
-    packed, out = tmp_path / "packed", tmp_path / "out"
-    pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
-
-    def stop():
-        raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted):
-        pack_here(corpus[:1], out, tokenizer_file, seq_lens=(32, 64), emit=strike(stop))
-    for overwrite in (False, True):
-        with pytest.raises(UsageError, match="holds an unfinished run"):
-            weigh_here(packed, out=out, overwrite=overwrite)
-    pack_here(corpus[:1], out, tokenizer_file, seq_lens=(32, 64))
-    assert verify(out) == []
-
-
-@pytest.mark.parametrize("name", ["rejected.jsonl", "dataset_info.json"])
-def test_a_copy_is_not_begun_that_would_lack_a_file(name, whole, tmp_path):
-    packed = tmp_path / "packed"
-    shutil.copytree(whole, packed)
-    (packed / name).unlink()
-    with pytest.raises(DatasetError, match=f"{name} is missing, the copy would lack it too"):
-        weigh_here(packed, out=tmp_path / "copy")
-    assert [path.name for path in (tmp_path / "copy").rglob("*") if not path.name.startswith(".lock")] == []
+    assert find_datasets(out) == [out / "32", out / "64"]
+    with pytest.raises(Death):
+        pack_here(corpus, out / "64", tokenizer_file, overwrite=True, emit=die)
+    for call in (verify, weigh_here, find_datasets):
+        with pytest.raises(DatasetError, match=r"out/64 is incomplete"):
+            call(out)
 
 
 def test_nothing_is_left_of_a_standard_input_that_was_cut_off(corpus, whole, tokenizer_file, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".stdin.tmp").write_bytes(b"half of what was co")
+    (out / ".stdin.another-host.1.0123abcd.tmp").write_bytes(b"half of what was co")
     pack_here(corpus, out, tokenizer_file)
-    assert files_of(out) == files_of(whole)
+    assert read_files(out) == read_files(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_heeded_while_a_vocabulary_loads(number, corpus, tokenizer_file, tmp_path):
+def test_a_signal_is_handled_while_a_vocabulary_loads(number, corpus, tokenizer_file, tmp_path):
     """The vocabulary takes minutes here, in native code as any does: a real one takes too few seconds to tell."""
     script = """if True:
     import hashlib, fastokens

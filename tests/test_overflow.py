@@ -10,10 +10,14 @@ import pytest
 from exact_prep.batches import TokenBatch
 from exact_prep.errors import LedgerError
 from exact_prep.packing import Packer
-from exact_prep.records.manifest import ExposureRecord, ShardRecord, TokenLedger
-from exact_prep.tokenization.dressing import Dresser
-from exact_prep.weighing.exposure import Exposure, bucket_edges, measure
-from exact_prep.weighing.weights import WeightOptions, weight_table
+from exact_prep.records.manifest import ExposureRecord, TokenLedger
+from exact_prep.records.options import WeightOptions
+from exact_prep.records.work import ShardRecord
+from exact_prep.tokenization.bos_eos import BosEosInserter
+from exact_prep.weighing.context import bucket_edges
+from exact_prep.weighing.exposure import Exposure, measure_lengths
+from exact_prep.weighing.mixture import Part, mix
+from exact_prep.weighing.weights import weight_table
 
 HUGE = 2**33 + 5
 
@@ -21,7 +25,7 @@ HUGE = 2**33 + 5
 def test_segments_of_more_than_two_billion_targets_are_counted():
     """Three segments of 2**30 tokens, and one as long as an int32 can say."""
     lengths = np.array([2**30] * 3 + [2**31 - 1], np.int32)
-    exposure = measure(lengths)
+    exposure = measure_lengths(lengths)
     edges = bucket_edges(exposure.counts.size).tolist()
     for b, count in enumerate(exposure.counts.tolist()):
         low, high = max(edges[b], 1), edges[b + 1]
@@ -34,18 +38,22 @@ def test_merged_counts_are_those_of_python_and_refused_where_64_bits_end():
     merged = sum(parts, Exposure())
     assert merged.counts.tolist() == [5 * HUGE, 5 * 2**40, 35]
     assert merged.segments == 5 * 2**35
+    assert merged.firsts == 0
     half = Exposure(counts=np.array([2**62], np.int64))
     with pytest.raises(LedgerError, match="more than can be counted"):
         half + half
     with pytest.raises(ValueError, match="more targets than 2"):
-        ExposureRecord(counts=(2**62, 2**62), segments=0)
-    assert ExposureRecord(counts=(2**62, 2**62 - 1), segments=0).counts[0] == 2**62
+        ExposureRecord(counts=(2**62, 2**62), segments=0, firsts=0)
+    with pytest.raises(ValueError, match="more targets than 2"):
+        ExposureRecord(counts=(2**62, 2**62 - 1), segments=1, firsts=0)
+    assert ExposureRecord(counts=(2**62, 2**62 - 1), segments=0, firsts=0).counts[0] == 2**62
     with pytest.raises(ValueError, match="less than or equal to"):
         TokenLedger(text_tokens=2**63)
     with pytest.raises(ValueError, match="less than or equal to"):
         ShardRecord.model_validate(
             dict.fromkeys(("task", "rows", "segments", "tokens"), 2**63)
-            | {"file": "a.arrow", "bytes": 0, "content_xxh3": "0" * 32, "weights_xxh3": "0" * 32}
+            | {"file": "a.arrow", "bytes": 0, "batches": ()}
+            | dict.fromkeys(("content_xxh3", "rest_xxh3", "weights_xxh3"), "0" * 32)
         )
 
 
@@ -67,13 +75,25 @@ def test_a_table_over_a_quadrillion_targets_keeps_the_extra_supervision():
 
 def test_a_document_goes_on_beyond_four_billion_tokens():
     """Its pieces come batch by batch; only the offset tells how far in it they are."""
-    dresser = Dresser(bos=None, eos=1)
-    dresser._emitted = HUGE
+    inserter = BosEosInserter(bos=None, eos=1)
+    inserter.emitted = HUGE
     ids, offsets, records = np.arange(10, dtype=np.int32), np.array([0, 10]), np.array([2**40])
-    batch = dresser.dress(ids, offsets, records, continues=False)
+    batch = inserter.insert(ids, offsets, records, continues=False)
     assert batch is not None
     assert batch.doc_offsets.tolist() == [HUGE]
     assert batch.doc_ids.tolist() == [2**40]
+
+
+def test_a_mixture_of_huge_datasets_is_refused_or_exact():
+    """Plain sums stay integers; rates make float64, which has room for any sum of counts."""
+    counts = [2**62, HUGE]
+    parts = [Part(exposure=Exposure(counts=np.array(counts, np.int64)), tokens=2**62)] * 2
+    with pytest.raises(LedgerError, match="more than can be counted"):
+        mix(parts)
+    rated = [Part(exposure=part.exposure, tokens=part.tokens, rate=0.5) for part in parts]
+    np.testing.assert_allclose(mix(rated).counts, [2.0 * count for count in counts], rtol=1e-15)
+    window = Exposure(counts=np.array([0, 2**61, HUGE, 2**61], np.int64)).within(9)
+    assert window.counts.tolist() == [0, 2**62 + HUGE]
 
 
 @pytest.mark.parametrize("packing", ["concat", "best-fit"])

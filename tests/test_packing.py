@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exact_prep import packing
-from exact_prep.batches import PackedBatch, TokenBatch
+from exact_prep.batches import Rows, TokenBatch
 from exact_prep.packing import Packer, pack_best_fit
 from exact_prep.shuffle import permutation
 
 PAD = -7
 
-documents_of = st.lists(st.integers(1, 60), min_size=1, max_size=25)
+document_lengths = st.lists(st.integers(1, 60), min_size=1, max_size=25)
 seq_lens = st.integers(2, 33)
 
 
@@ -44,28 +45,29 @@ def token_batches(lengths: list[int], cuts: list[int]) -> list[TokenBatch]:
     return batches
 
 
-def run(packer: Packer, batches: list[TokenBatch]) -> list[PackedBatch]:
+def run(packer: Packer, batches: list[TokenBatch]) -> list[Rows]:
     packed = [rows for batch in batches for rows in packer.add(batch)]
     return packed + list(packer.finish())
 
 
-def rows_of(packed: list[PackedBatch]) -> list[list[tuple[int, int, list[int]]]]:
+def read_rows(packed: list[Rows]) -> list[list[tuple[int, int, list[int]]]]:
     """Each row as segments (document, offset, tokens); checks padding on the way."""
     rows = []
     for batch in packed:
-        segment = 0
-        for row, count in zip(batch.input_ids.tolist(), batch.segments_per_row.tolist(), strict=True):
+        splits = batch.row_splits.tolist()
+        assert splits[0] == 0
+        assert batch.sources.tolist() == [0] * batch.seq_lengths.size
+        for row, (start, stop) in zip(batch.input_ids.tolist(), itertools.pairwise(splits), strict=True):
             position, segments = 0, []
-            for s in range(segment, segment + count):
+            for s in range(start, stop):
                 length = int(batch.seq_lengths[s])
                 assert length > 0
                 tokens = row[position : position + length]
                 segments.append((int(batch.doc_ids[s]), int(batch.doc_offsets[s]), tokens))
                 position += length
             assert set(row[position:]) <= {PAD}
-            segment += count
             rows.append(segments)
-        assert segment == batch.seq_lengths.size
+        assert splits[-1] == batch.seq_lengths.size
     return rows
 
 
@@ -98,10 +100,10 @@ def best_fit_oracle(lengths: list[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-@given(documents_of, seq_lens, st.lists(st.integers(0, 2000), max_size=6))
+@given(document_lengths, seq_lens, st.lists(st.integers(0, 2000), max_size=6))
 def test_concat_is_the_stream_cut_at_row_edges_however_it_arrives(lengths, seq_len, cuts):
     packer = Packer(packing="concat", seq_len=seq_len, pad_id=PAD)
-    assert rows_of(run(packer, token_batches(lengths, cuts))) == concat_oracle(lengths, seq_len)
+    assert read_rows(run(packer, token_batches(lengths, cuts))) == concat_oracle(lengths, seq_len)
     starts = np.cumsum([0, *lengths])
     cut = [a // seq_len != (b - 1) // seq_len for a, b in itertools.pairwise(starts.tolist())]
     assert packer.documents_cut == sum(cut)
@@ -115,11 +117,11 @@ def test_best_fit_decreasing_equals_the_slow_one(lengths, capacity):
     assert got.tolist() == [next(b for b, items in enumerate(bins) if i in items) for i in range(len(lengths))]
 
 
-@given(documents_of, seq_lens, st.lists(st.integers(0, 2000), max_size=6), st.none() | st.integers(0, 3))
+@given(document_lengths, seq_lens, st.lists(st.integers(0, 2000), max_size=6), st.none() | st.integers(0, 3))
 def test_best_fit_cuts_only_documents_longer_than_a_row_into_full_rows_and_a_remainder(lengths, seq_len, cuts, seed):
     shuffle = None if seed is None else (seed, 0)
     packer = Packer(packing="best-fit", seq_len=seq_len, pad_id=PAD, shuffle=shuffle)
-    rows = rows_of(run(packer, token_batches(lengths, cuts)))
+    rows = read_rows(run(packer, token_batches(lengths, cuts)))
     segments = sorted(segment for row in rows for segment in row)
     want = [
         (d, offset, document(d, length)[offset : offset + seq_len])
@@ -134,12 +136,13 @@ def test_best_fit_cuts_only_documents_longer_than_a_row_into_full_rows_and_a_rem
 
 
 @pytest.mark.parametrize("packing_name", ["concat", "best-fit"])
-@given(lengths=documents_of, seq_len=seq_lens, cuts=st.lists(st.integers(0, 2000), max_size=9), seed=st.integers(0, 5))
+@given(
+    lengths=document_lengths, seq_len=seq_lens, cuts=st.lists(st.integers(0, 2000), max_size=9), seed=st.integers(0, 5)
+)
 def test_every_token_lies_in_exactly_one_row_with_small_windows_too(packing_name, lengths, seq_len, cuts, seed):
-    packer = Packer(packing=packing_name, seq_len=seq_len, pad_id=PAD, shuffle=(seed, 3) if seed else None)
-    if packer._window > 1:
-        packer._window = 40
-    rows = rows_of(run(packer, token_batches(lengths, cuts)))
+    shuffle = (seed, 3) if seed else None
+    packer = Packer(packing=packing_name, seq_len=seq_len, pad_id=PAD, shuffle=shuffle, window_tokens=40)
+    rows = read_rows(run(packer, token_batches(lengths, cuts)))
     tokens = sorted(token for row in rows for _, _, tokens in row for token in tokens)
     assert tokens == [token for d, length in enumerate(lengths) for token in document(d, length)]
     assert all(tokens[0] == d * 1000 + offset for row in rows for d, offset, tokens in row)
@@ -150,7 +153,7 @@ def test_shuffling_permutes_and_repeats_for_the_same_seed():
     batches = token_batches(lengths, [])
 
     def rows(seed):
-        return rows_of(run(Packer(packing="concat", seq_len=16, pad_id=PAD, shuffle=seed), batches))
+        return read_rows(run(Packer(packing="concat", seq_len=16, pad_id=PAD, shuffle=seed), batches))
 
     assert rows((1, 0)) == rows((1, 0))
     assert rows((1, 0)) != rows((2, 0)) != rows((1, 1)) != rows(None)
@@ -162,5 +165,27 @@ def test_a_permutation_is_the_same_for_ever():
 
 
 def test_windows_are_at_least_64_rows():
-    assert Packer(packing="best-fit", seq_len=1 << 20, pad_id=0)._window == 64 << 20
-    assert Packer(packing="best-fit", seq_len=4096, pad_id=0)._window == packing.WINDOW_TOKENS
+    assert Packer(packing="best-fit", seq_len=1 << 20, pad_id=0).window_tokens == 64 << 20
+    assert Packer(packing="best-fit", seq_len=4096, pad_id=0).window_tokens == packing.WINDOW_TOKENS
+    assert Packer(packing="concat", seq_len=4096, pad_id=0, shuffle=(1, 0)).window_tokens == packing.WINDOW_TOKENS
+
+
+@given(document_lengths, seq_lens)
+def test_a_smaller_window_gives_other_rows_of_the_same_tokens(lengths, seq_len):
+    """Rows depend on the window and the batches alone; packing end to end without shuffling has no window."""
+    batches = token_batches(lengths, [])
+    concat = [Packer(packing="concat", seq_len=seq_len, pad_id=PAD, window_tokens=size) for size in (None, 1, 40)]
+    assert len({repr(read_rows(run(packer, batches))) for packer in concat}) == 1
+    small = [Packer(packing="best-fit", seq_len=seq_len, pad_id=PAD, window_tokens=size) for size in (1, 1, 10**6)]
+    first, again, whole = (read_rows(run(packer, batches)) for packer in small)
+    assert first == again
+    assert sorted(segment for row in first for segment in row) == sorted(segment for row in whole for segment in row)
+
+
+@given(document_lengths, seq_lens, st.integers(1, 7))
+def test_rows_handed_out_in_other_pieces_are_the_same_rows(lengths, seq_len, rows_at_once):
+    whole = run(Packer(packing="best-fit", seq_len=seq_len, pad_id=PAD), token_batches(lengths, []))
+    with patch.object(packing, "BATCH_TOKENS", rows_at_once * seq_len):
+        parts = run(Packer(packing="best-fit", seq_len=seq_len, pad_id=PAD), token_batches(lengths, []))
+    assert all(len(part) <= rows_at_once for part in parts)
+    assert read_rows(parts) == read_rows(whole)

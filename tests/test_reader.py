@@ -19,8 +19,8 @@ from exact_prep.errors import DatasetError, UsageError, WeightsError
 from exact_prep.reader import columns
 from exact_prep.reader import rows as reader
 from exact_prep.reader.order import BatchOrder
-from exact_prep.records import encode, sealed
-from exact_prep.records.manifest import WeightsFile
+from exact_prep.records import encode, seal
+from exact_prep.records.weights import WeightsFile
 
 SEQ_LEN = 64
 
@@ -61,7 +61,7 @@ def plain_row(row, weights_file):
 
 def test_every_row_derives_as_the_plain_oracle_says(dataset, directory):
     file = json.loads((directory / "weights.json").read_text())
-    assert len({w for w in file["weights"] if w > 1}) > 1
+    assert len({w for w in file["table"]["weights"] if w > 1}) > 1
     assert any(sum(row.seq_lengths) < SEQ_LEN for row in dataset)
     for row in dataset:
         want = plain_row(row, file)
@@ -76,8 +76,8 @@ def test_every_row_derives_as_the_plain_oracle_says(dataset, directory):
 
 def test_rows_hold_every_token_of_every_document(dataset, docs):
     seen = {}
-    manifest = dataset.manifest
-    first = [manifest.tasks[shard.task].first_record for shard in manifest.shards for _ in range(shard.rows)]
+    first_records = dataset.files.table("tasks").column("first_record").to_pylist()
+    first = [first_records[shard.task] for shard in dataset.files.shards for _ in range(shard.rows)]
     for row, record in zip(dataset, first, strict=True):
         starts = np.cumsum(row.seq_lengths) - row.seq_lengths
         for start, length, doc, offset in zip(starts, row.seq_lengths, row.doc_ids, row.doc_offsets, strict=True):
@@ -90,7 +90,7 @@ def test_rows_hold_every_token_of_every_document(dataset, docs):
 
 def test_rows_are_views_of_the_mapped_files(dataset):
     row = dataset[0]
-    for stored in (row.input_ids, row.seq_lengths, row.doc_ids, row.doc_offsets, row.loss_weights):
+    for stored in (row.input_ids, row.seq_lengths, row.doc_ids, row.doc_offsets, row.sources, row.loss_weights):
         assert not stored.flags.owndata
         assert not stored.flags.writeable
     assert np.shares_memory(row.input_ids, dataset[0].input_ids)
@@ -250,7 +250,7 @@ def test_the_lookup_table_gives_what_the_shards_hold(dataset, directory):
         assert np.array_equal(weights.lut[row.position_ids], stored)
         assert np.array_equal(weights.of_lengths(row.seq_lengths), stored)
     assert weights.of_lengths([3, 2], 7).tolist() == [0, 1, 1, 0, 1, 0, 0]
-    assert weights.table.weights.tolist() == list(weights.file.weights)
+    assert weights.table.weights.tolist() == list(weights.file.table.weights)
     total = sum(float(row.loss_weights.astype(np.float64).sum()) for row in dataset)
     supervised = sum(int((row.labels() != -100).sum()) for row in dataset)
     assert weights.mean_weight == pytest.approx(total / supervised, rel=1e-12)
@@ -290,7 +290,7 @@ def test_a_dataset_that_cannot_be_trusted_is_refused_with_its_remedy(tmp_path, d
         with pytest.raises(DatasetError, match=message):
             exact_prep.open(path, **options)
 
-    refused("has no manifest.json.*exact-prep pack", tmp_path)
+    refused(r"not a packed dataset.*no manifest\.json.*exact-prep pack", tmp_path)
     path = write_dataset(tmp_path / "one", docs, seq_len=SEQ_LEN)
     refused("not weighed; run `exact-prep weigh", path)
     assert len(exact_prep.open(path, plain=True)) > 0
@@ -299,11 +299,11 @@ def test_a_dataset_that_cannot_be_trusted_is_refused_with_its_remedy(tmp_path, d
     own = (path / "weights.json").read_text()
     (path / "weights.json").write_text((other / "weights.json").read_text())
     refused("belongs to another dataset.*exact-prep weigh", path)
-    (path / "weights.json").write_text(own.replace('"complete"', '"under way"'))
+    (path / "weights.json").write_text(own.replace('"complete"', '"incomplete"'))
     refused("was changed after it was written", path)
-    half = WeightsFile.model_validate_json(own).model_copy(update={"state": "under way"})
-    (path / "weights.json").write_bytes(encode(sealed(half)))
-    refused("under way.*exact-prep weigh", path)
+    half = WeightsFile.model_validate_json(own).model_copy(update={"state": "incomplete"})
+    (path / "weights.json").write_bytes(encode(seal(half)))
+    refused("is incomplete.*exact-prep weigh", path)
     (path / "weights.json").write_text(own)
     shard = next(path.glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -322,9 +322,30 @@ def test_ranks_and_alignments_that_do_not_exist_are_refused(dataset):
 
 
 def test_importing_exact_prep_loads_no_library():
-    heavy = "{'numpy', 'pyarrow', 'torch', 'pydantic', 'numba'}"
+    heavy = "{'numpy', 'pyarrow', 'torch', 'pydantic', 'numba', 'datasets', 'msgspec'}"
     code = f"import sys, exact_prep; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_the_public_names_stay_where_they_are(directory):
+    """Code that users wrote imports these; a test that must change here breaks it."""
+    promised = {"open", "load_weights", "LoadedWeights", "PackedDataset", "Row", "__version__"}
+    assert promised <= set(exact_prep.__all__)
+    for name in exact_prep.__all__:
+        assert getattr(exact_prep, name) is not None
+    dataset = exact_prep.open(str(directory))
+    assert isinstance(dataset, exact_prep.PackedDataset)
+    assert isinstance(dataset[0], exact_prep.Row)
+    assert isinstance(dataset.loaded_weights, exact_prep.LoadedWeights)
+    assert isinstance(exact_prep.load_weights(str(directory)), exact_prep.LoadedWeights)
+    assert len(dataset) == dataset.manifest.rows
+    members = {"manifest", "path", "rows", "seq_len", "weight_per_row", "loaded_weights", "select", "shuffle", "shard"}
+    assert members <= set(dir(dataset))
+    with pytest.raises(AttributeError, match="no attribute 'opne'"):
+        exact_prep.opne  # noqa: B018
+    code = "from exact_prep import *; print(open.__module__, load_weights.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["exact_prep.reader.rows", "exact_prep.reader.lookup"]
 
 
 def test_reading_loads_no_framework(directory):

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from runs import files_of, pack_here, weigh_here, write_corpus
+from runs import exact_prep, make_texts, pack_here, read_files, weigh_here, write_corpus, write_jsonl
 
-from exact_prep.errors import DatasetError, UsageError
+from exact_prep.errors import DatasetError, Interrupted, UsageError
 from exact_prep.pipeline import verify
+from exact_prep.pipeline.events import Started, TaskDone
+from exact_prep.stores.local import temporary_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-STEPS = ("replace", "unlink", "rmdir", "mkdir")
-UNFINISHED = ("not finished", "half-weighed", "unfinished copy", "is not a packed dataset", "does not exist")
+STEPS = ("replace", "link", "unlink", "rmdir", "mkdir")
+INCOMPLETE = ("is incomplete", "half-weighed", "is not a packed dataset", "does not exist")
 
 
 class Cut(BaseException):
@@ -72,17 +77,17 @@ def cuts(monkeypatch):
     return PowerCuts(monkeypatch)
 
 
-def check_unfinished(directory: Path) -> None:
+def check_incomplete(directory: Path) -> None:
     try:
         findings = verify(directory)
     except DatasetError as error:
         findings = [str(error)]
-    assert all(any(words in finding for words in UNFINISHED) for finding in findings), findings
+    assert all(any(words in finding for words in INCOMPLETE) for finding in findings), findings
 
 
 def shown(directory: Path) -> dict[str, bytes]:
     """The files of a dataset, without what a dead run leaves beside it."""
-    files = files_of(directory) if directory.exists() else {}
+    files = read_files(directory) if directory.exists() else {}
     return {name: data for name, data in files.items() if not any(word in name for word in (".lock", ".work"))}
 
 
@@ -90,14 +95,14 @@ def cut_everywhere(cuts: PowerCuts, target: Path, prepare: Callable[[], object],
     """Cut `call` at each of its steps in turn, call it again, compare; returns how many steps there were."""
     prepare()
     call()
-    expected = files_of(target)
+    expected = read_files(target)
     for step in range(1, 1000):
         shutil.rmtree(target)
         prepare()
         before = shown(target)
         if not cuts.at(step, call):
             return step - 1
-        check_unfinished(target)
+        check_incomplete(target)
         try:
             call()
         except UsageError as error:
@@ -106,7 +111,7 @@ def cut_everywhere(cuts: PowerCuts, target: Path, prepare: Callable[[], object],
                 raise
             assert shown(target) == expected, step
         else:
-            assert files_of(target) == expected, step
+            assert read_files(target) == expected, step
         assert verify(target) == []
     raise AssertionError("more than 1000 steps")
 
@@ -126,7 +131,7 @@ def test_pack_over_another_dataset_cut_anywhere(cuts, corpus, tokenizer_file, tm
         shutil.copytree(other, out)
 
     def call():
-        # As one does: --overwrite where a dataset is in the way, the bare command where a run is unfinished.
+        # As one does: --overwrite where a dataset is in the way, the bare command where a run is incomplete.
         untouched = shown(out) == shown(other)
         return pack_here(corpus[1:], out, tokenizer_file, seq_lens=(32, 128), overwrite=untouched)
 
@@ -140,11 +145,11 @@ def test_weigh_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
     assert steps > 15
 
 
-def test_weigh_into_a_copy_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
+def test_weigh_without_a_column_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
     packed, out = tmp_path / "packed", tmp_path / "out"
-    pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
-    steps = cut_everywhere(cuts, out, lambda: None, lambda: weigh_here(packed, out=out))
-    assert steps > 15
+    pack_here(corpus, packed, tokenizer_file, loss_weights="table")
+    steps = cut_everywhere(cuts, out, lambda: shutil.copytree(packed, out), lambda: weigh_here(out))
+    assert steps >= 3
 
 
 def test_another_table_over_half_of_one_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
@@ -155,3 +160,91 @@ def test_another_table_over_half_of_one_cut_anywhere(cuts, corpus, tokenizer_fil
     assert cuts.at(5, lambda: weigh_here(half, alpha=0.5))
     assert any("half-weighed" in finding for finding in verify(half))
     cut_everywhere(cuts, out, lambda: shutil.copytree(half, out), lambda: weigh_here(out, alpha=0.25))
+
+
+def stop_after(tasks: int) -> Callable[[object], None]:
+    """An observer that ends a run when so many tasks are done."""
+
+    def watch(event: object) -> None:
+        if isinstance(event, TaskDone) and event.done == tasks:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def test_a_killed_pack_leaves_temporary_files_and_the_next_run_removes_them(tokenizer_file, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", make_texts(1500, longest=20000))
+    base = ["pack", source, "--tokenizer", tokenizer_file, "--seq-len", 64, "--seq-len", 128, "--workers", 1]
+    exact_prep(*base, "--out", tmp_path / "whole")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "exact_prep", *map(str, base), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while len(list(out.rglob("*.tmp"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+    left = list(out.rglob("*.tmp"))
+    assert {path.parent for path in left} == {out / "64", out / "128"}
+    assert all(f".{process.pid}." in path.name for path in left)
+    exact_prep(*base, "--out", out)
+    assert read_files(out) == read_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seq_lens", [(64,), (32, 64)])
+def test_temporary_files_of_dead_attempts_are_removed_wherever_a_run_writes(seq_lens, corpus, tokenizer_file, tmp_path):
+    """Those of ours alone: the names of other people's files do not hold host, process and nonce."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    pack_here(corpus, whole, tokenizer_file, seq_lens=seq_lens)
+    with pytest.raises(Interrupted):
+        pack_here(corpus, out, tokenizer_file, seq_lens=seq_lens, emit=stop_after(1))
+    homes = {out, *(path.parent for path in out.rglob("data-*.arrow"))}
+    for home in homes:
+        for name in ("data-0000009-000.arrow", "tables/shards.parquet", "tokenizer/x.json", "weights.json", ".work/x"):
+            (home / name).parent.mkdir(exist_ok=True, parents=True)
+            temporary_path(home / name).write_bytes(b"half")
+        (home / "mine.tmp").write_bytes(b"mine")
+    pack_here(corpus, out, tokenizer_file, seq_lens=seq_lens)
+    made = read_files(out)
+    for home in homes:
+        assert made.pop(str((home / "mine.tmp").relative_to(out))) == b"mine"
+    assert made == read_files(whole)
+    for home in homes if len(seq_lens) == 1 else (out / "32", out / "64"):
+        for name in ("tables/weights.parquet", "weights.json", "state.json"):
+            temporary_path(home / name).write_bytes(b"half")
+    weigh_here(out)
+    weigh_here(whole)
+    assert {name: data for name, data in read_files(out).items() if "mine" not in name} == read_files(whole)
+
+
+def test_a_task_that_is_redone_removes_its_record_before_its_shards(corpus, tokenizer_file, tmp_path, monkeypatch):
+    """A record says that the shards are there; so it goes first, and comes last."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    pack_here(corpus, whole, tokenizer_file)
+    with pytest.raises(Interrupted):
+        pack_here(corpus, out, tokenizer_file, emit=stop_after(3))
+    records = sorted(path.name for path in out.glob(".work/task-*.json"))
+    assert [name[:12] for name in records] == ["task-0000000", "task-0000001", "task-0000002"]
+    os.truncate(out / "data-0000001-000.arrow", 100)
+    steps = []
+
+    def log(name: str) -> Callable:
+        step = getattr(os, name)
+
+        def logged(*paths: Path, **options: Any) -> object:
+            steps.append((name, Path(paths[-1]).name))
+            return step(*paths, **options)
+
+        return logged
+
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(os, name, log(name))
+    done = []
+    pack_here(corpus, out, tokenizer_file, emit=done.append)
+    assert next(event.done for event in done if isinstance(event, Started)) == 2
+    shard = "data-0000001-000.arrow"
+    order = [("unlink", records[1]), ("unlink", shard), ("replace", shard), ("replace", records[1])]
+    places = [steps.index(step) for step in order]
+    assert places == sorted(places)
+    untouched = {records[0], records[2], "data-0000000-000.arrow", "data-0000002-000.arrow"}
+    assert not [name for _, name in steps[: places[-1]] if name in untouched]
+    assert read_files(out) == read_files(whole)

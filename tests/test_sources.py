@@ -6,15 +6,16 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from corpora import COMPRESSIONS, FORMATS, SEPARATOR, gather, read_all, read_inputs
+from corpora import COMPRESSIONS, FORMATS, SEPARATOR, gather, read_all, read_inputs, read_part
 
 from exact_prep.errors import SourceError, StorageError
-from exact_prep.records.manifest import Slice
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import find_inputs, part, plan_tasks, read_slice, read_task
+from exact_prep.records.work import Slice
+from exact_prep.sources import find_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,22 +71,22 @@ def test_compression_changes_nothing(tmp_path: Path, name: str, suffix: str) -> 
 @pytest.mark.parametrize("name", TEXT_LIKE)
 def test_blocks_change_nothing(tmp_path: Path, name: str, block: int) -> None:
     documents = [text[:3000] for text in DOCUMENTS]
-    files = find_inputs([str(write(tmp_path / name, b"\xef\xbb\xbf" + FORMATS[name](documents)))], OPTIONS).files
-    for options in (OPTIONS, REJECT):
-        read = gather(read_slice(part(0, files, options, None), block=block))
+    inputs = find_inputs([str(write(tmp_path / name, b"\xef\xbb\xbf" + FORMATS[name](documents)))], OPTIONS)
+    for on_error in ("stop", "reject"):
+        read = read_part(inputs, block=block, on_error=on_error)
         assert [(record, text) for _, record, text in read.documents] == [(i, t) for i, t in enumerate(documents) if t]
-        assert (read.records, read.empty, read.bytes_read) == (len(documents), 2, files[0].bytes)
+        assert (read.records, read.empty, read.bytes_read) == (len(documents), 2, inputs.files[0].bytes)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name.endswith(("l", ".parquet", "l.arrow", ".feather"))])
 def test_slices_change_nothing(tmp_path: Path, name: str) -> None:
     documents = [text[:300] for text in DOCUMENTS]
-    files = find_inputs([str(write(tmp_path / name, FORMATS[name](documents)))], OPTIONS).files
-    units = files[0].bytes if name.endswith("jsonl") else 4
+    inputs = find_inputs([str(write(tmp_path / name, FORMATS[name](documents)))], OPTIONS)
+    units = inputs.files[0].bytes if name.endswith("jsonl") else 4
     cuts = [*range(0, units, max(units // 40, 1)), units]
     for edges in ([0, units], cuts, [0, units // 2, units // 2 + 1, units]):
         tasks = [(Slice(file=0, start=low, stop=high),) for low, high in itertools.pairwise(edges)]
-        read = read_all(files, OPTIONS, tasks=tasks)
+        read = read_all(inputs, tasks=tasks)
         assert read.texts == [text for text in documents if text]
         assert (read.records, read.empty) == (len(documents), 2)
 
@@ -93,9 +94,9 @@ def test_slices_change_nothing(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_records_count_across_the_files_of_a_task(tmp_path: Path, name: str) -> None:
     paths = [write(tmp_path / f"{i}{name}", FORMATS[name](DOCUMENTS[i:])) for i in range(3)]
-    files = find_inputs([str(path) for path in paths], OPTIONS).files
-    [slices] = plan_tasks(files, OPTIONS)
-    read = gather(read_task(slices, files, OPTIONS))
+    inputs = find_inputs([str(path) for path in paths], OPTIONS)
+    [slices] = inputs.plan_tasks()
+    read = gather(inputs.read(slices))
     every = [text for i in range(3) for text in DOCUMENTS[i:]]
     assert [(record, text) for _, record, text in read.documents] == [(i, t) for i, t in enumerate(every) if t]
 
@@ -103,18 +104,18 @@ def test_records_count_across_the_files_of_a_task(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_that_changed_is_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, FORMATS[name](DOCUMENTS))
-    files = find_inputs([str(path)], REJECT).files
-    tasks = plan_tasks(files, REJECT)
+    inputs = find_inputs([str(path)], REJECT)
+    tasks = inputs.plan_tasks()
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
-    with pytest.raises(SourceError, match=f"(?s){name} has changed.*start anew"):
-        read_all(files, REJECT, tasks=tasks)
+    with pytest.raises(SourceError, match=f"(?s){name} has changed.*start again"):
+        read_all(inputs, tasks=tasks)
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(SourceError, match="has changed"):
-        read_all([files[0].model_copy(update={"modified_ns": 0})], REJECT, tasks=tasks)
+        read_all(replace(inputs, files=(inputs.files[0].model_copy(update={"modified_ns": 0}),)), tasks=tasks)
     path.unlink()
     with pytest.raises(StorageError, match=f"cannot read .*{name}"):
-        read_all(files, REJECT, tasks=tasks)
+        read_all(inputs, tasks=tasks)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if not name.endswith("txt")])

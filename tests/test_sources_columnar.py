@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from corpora import read_all, read_inputs
+from corpora import make_part, read_all, read_inputs
 from written_dataset import documents, write_dataset
 
-from exact_prep.errors import SourceError
-from exact_prep.records.manifest import InputFile, Slice
+from exact_prep.errors import SourceError, UsageError
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import find_inputs, part, plan_tasks, read_slice, read_task, sample_texts, slices
-from exact_prep.sources.columnar import rows_before
+from exact_prep.records.work import InputFile, Slice
+from exact_prep.sources import Inputs, find_inputs, slices
+from exact_prep.sources.arrow import count_rows_before
+from exact_prep.sources.formats import read_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,7 @@ def test_rows_that_hold_no_text_are_bad_one_by_one(tmp_path: Path, name: str, ki
     if kind == "dictionary":
         column = pa.DictionaryArray.from_arrays(pa.array([0, None, 2, 3, 4, 5, 6, 6, 1, 9], pa.int8()), column)
     WRITERS[name](tmp_path / name, pa.table({"more": range(10), "text": column}))
-    with pytest.raises(SourceError, match=rf"{name}, row 1: column 'text' is null;\nmend"):
+    with pytest.raises(SourceError, match=rf"{name}, row 1: column 'text' is null;\nfix"):
         read_inputs(tmp_path)
     read = read_inputs(tmp_path, on_error="reject")
     assert [(record, text) for _, record, text in read.documents] == [
@@ -101,9 +102,9 @@ def test_a_dictionary_of_bad_strings_is_damage_to_pyarrow(tmp_path: Path) -> Non
 def test_a_slice_names_rows_by_their_place_in_the_file(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / name, pa.table({"text": ["a"] * 9 + [None]}))
     options = SourceOptions(on_error="reject")
-    files = find_inputs([str(tmp_path)], options).files
+    inputs = find_inputs([str(tmp_path)], options)
     tasks = [[Slice(file=0, start=0, stop=1)], [Slice(file=0, start=1, stop=3)]]
-    read = read_all(files, options, tasks=tasks)
+    read = read_all(inputs, tasks=tasks)
     assert [(bad.record, bad.place) for bad in read.rejected] == [(5, "row 9")]
 
 
@@ -128,7 +129,7 @@ def test_rows_before_a_slice_are_counted_by_headers(tmp_path: Path, compression:
     memory = pa.memory_map(str(tmp_path / "a.arrow"))
     reader = pa.ipc.open_file(memory)
     for start in range(reader.num_record_batches + 1):
-        assert rows_before(memory, reader, start) == sum(sizes[:start])
+        assert count_rows_before(memory, reader, start) == sum(sizes[:start])
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -218,9 +219,9 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
         pa.table({"text": [text + str(i) for i in range(10_000)]}), tmp_path / "a.parquet", compression="none"
     )
     before = pa.total_allocated_bytes()
-    files = find_inputs([str(tmp_path)], SourceOptions()).files
+    inputs = find_inputs([str(tmp_path)], SourceOptions())
     peak = 0
-    for batch in read_task(plan_tasks(files, SourceOptions())[0], files, SourceOptions()):
+    for batch in inputs.read(inputs.plan_tasks()[0]):
         assert batch.text_bytes < 10 << 20
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert 0 < peak < 25 << 20
@@ -233,10 +234,10 @@ def test_some_rows_cost_what_they_hold_not_what_all_of_them_share(tmp_path: Path
     with pa.ipc.new_file(tmp_path / "a.arrow", rows.schema) as writer:
         writer.write_table(rows)
     del rows
-    files = find_inputs([str(tmp_path)], SourceOptions()).files
+    inputs = find_inputs([str(tmp_path)], SourceOptions())
     batches = rest = 0
     tracemalloc.start()
-    for batch in read_slice(part(0, files, SourceOptions(), None)):
+    for batch in read_slice(make_part(inputs)):
         assert batch.texts == texts[rest : rest + len(batch.texts)]
         batches, rest = batches + 1, rest + len(batch.texts)
     peak = tracemalloc.get_traced_memory()[1]
@@ -252,6 +253,10 @@ def test_offsets_that_lead_outside_are_damage(tmp_path: Path) -> None:
     write_arrow(tmp_path / "a.arrow", pa.table({"text": column}))
     with pytest.raises(SourceError, match=r"a.arrow, row 0 on: pyarrow cannot read it: .*[Oo]ffset"):
         read_inputs(tmp_path)
+
+
+def plan(*files: InputFile, **options: Any) -> tuple[tuple[Slice, ...], ...]:
+    return Inputs(files=files, options=SourceOptions.model_validate(options)).plan_tasks()
 
 
 class TestTasks:
@@ -272,43 +277,81 @@ class TestTasks:
         write_parquet(tmp_path / "c.parquet", pa.table({"text": documents}))
         write_arrow(tmp_path / "d.arrow", pa.table({"text": documents}))
         write_stream(tmp_path / "e.arrow", pa.table({"text": documents}))
-        files = find_inputs([str(tmp_path)], SourceOptions()).files
-        tasks = plan_tasks(files, SourceOptions())
+        inputs = find_inputs([str(tmp_path)], SourceOptions())
+        tasks = inputs.plan_tasks()
         ranges: dict[int, list[tuple[int, int | None]]] = {}
         for task in tasks:
             for one in task:
                 ranges.setdefault(one.file, []).append((one.start, one.stop))
-        assert sorted(ranges) == list(range(len(files)))
+        assert sorted(ranges) == list(range(len(inputs.files)))
         for parts in ranges.values():
             assert parts[0][0] == 0
             assert all(low[1] == high[0] for low, high in itertools.pairwise(parts))
-        assert ranges[0][-1][1] == files[0].bytes
+        assert ranges[0][-1][1] == inputs.files[0].bytes
         assert len(ranges[0]) > 10
         assert len(ranges[31]) > 10
         assert len(ranges[32]) > 10
         assert ranges[33] == [(0, None)]
         assert 1 < len([task for task in tasks if 1 <= task[0].file <= 30]) < 30
-        assert read_all(files).texts == documents + documents[:30] + documents * 3
+        assert read_all(inputs).texts == documents + documents[:30] + documents * 3
 
     def test_compressed_files_count_fourfold_and_are_not_cut(self) -> None:
         files = [InputFile(path=f"{i}.jsonl.gz", bytes=900, format="jsonl") for i in range(8)]
-        tasks = plan_tasks(files, SourceOptions())
+        tasks = plan(*files)
         assert [[one.file for one in task] for task in tasks] == [[i] for i in range(8)]
         small = [file.model_copy(update={"bytes": 100}) for file in files]
-        assert [len(task) for task in plan_tasks(small, SourceOptions())] == [2, 2, 2, 2]
+        assert [len(task) for task in plan(*small)] == [2, 2, 2, 2]
 
     def test_no_task_has_more_files_than_the_limit(self, monkeypatch) -> None:
         monkeypatch.setattr(slices, "FILES_PER_TASK", 3)
         files = [InputFile(path=f"{i}.txt", bytes=0, format="text") for i in range(8)]
-        assert [len(task) for task in plan_tasks(files, SourceOptions())] == [3, 3, 2]
+        assert [len(task) for task in plan(*files)] == [3, 3, 2]
 
     def test_the_size_of_tasks_follows_the_corpus(self, monkeypatch) -> None:
         monkeypatch.undo()
-        for gigabytes, expected in ((1, 32 << 20), (64, 128 << 20), (1000, 512 << 20)):
+        sizes = (
+            (1, 32 << 20),
+            (64, 128 << 20),
+            (1000, 512 << 20),
+            (3750, 512 << 20),
+            (1_000_000, -(-(10**6 << 30) // 7500)),
+        )
+        for gigabytes, expected in sizes:
             size = gigabytes << 30
-            [*tasks] = plan_tasks([InputFile(path="a.jsonl", bytes=size, format="jsonl")], SourceOptions())
+            [*tasks] = plan(InputFile(path="a.jsonl", bytes=size, format="jsonl"))
             longest = max((task[0].stop or 0) - task[0].start for task in tasks)
             assert expected * 0.9 < longest <= expected
+
+    @pytest.mark.parametrize("bulk", [700, 1001, 1500, 2999, 90_000])
+    @pytest.mark.parametrize("small", [0, 1, 400])
+    def test_no_corpus_makes_more_tasks_than_the_limit(self, monkeypatch, bulk: int, small: int) -> None:
+        """Not even where small files come between files that are just large enough to be cut in two."""
+        monkeypatch.undo()
+        files = []
+        for i in range(7500 * 1000 // (small + bulk)):  # the corpus has 7,500 times 1000 MiB
+            files.append(InputFile(path=f"{i}.jsonl", bytes=bulk << 20, format="jsonl"))
+            files.append(InputFile(path=f"{i}.txt", bytes=small << 20, format="text"))
+        tasks = plan(*files)
+        assert 3_000 < len(tasks) <= 15_000
+        sizes = [sum((one.stop or files[one.file].bytes) - one.start for one in task) for task in tasks]
+        assert sum(sizes) == sum(file.bytes for file in files)
+
+    @pytest.mark.parametrize("size", [1, 10, 1000, 31_000])
+    def test_a_task_size_that_makes_too_many_tasks_is_refused_with_one_that_works(self, size: int) -> None:
+        files = [InputFile(path=f"{i}.jsonl", bytes=1 << 30, format="jsonl") for i in range(2)]
+        files += [InputFile(path=f"{i}.txt", bytes=1000, format="text") for i in range(100)]
+        with pytest.raises(UsageError, match=rf"--task-size {size} makes more than 32,000 tasks .*;\n") as error:
+            plan(*files, task_bytes=size)
+        works = int(str(error.value).rsplit(" ", 1)[1])
+        assert 1000 < len(plan(*files, task_bytes=works)) <= 32_000
+        fits = (2 << 30) // 31_990
+        assert 31_900 < len(plan(*files, task_bytes=fits)) <= 32_000
+
+    def test_many_small_files_are_refused_too(self) -> None:
+        files = [InputFile(path=f"{i}.txt", bytes=10, format="text") for i in range(40_000)]
+        with pytest.raises(UsageError, match=r"such as --task-size 50$"):
+            plan(*files, task_bytes=1)
+        assert len(plan(*files, task_bytes=50)) == 8000
 
 
 class TestSamples:
@@ -320,7 +363,7 @@ class TestSamples:
             (tmp_path / f"{name}.jsonl").write_text("".join(lines))
         write_parquet(tmp_path / "d.parquet", pa.table({"text": [f"d{i} {'x' * 3000}" for i in range(2000)]}))
         (tmp_path / "e.txt").write_text("".join(f"e{i} {'é' * 2000}\n" for i in range(2000)))
-        texts = sample_texts(find_inputs([str(tmp_path)], SourceOptions()).files, SourceOptions(), budget=100_000)
+        texts = find_inputs([str(tmp_path)], SourceOptions()).sample_texts(budget=100_000)
         assert 30_000 < sum(len(text.encode()) for text in texts) <= 100_000
         assert {text[0] for text in texts} >= set("abcd")
         assert len({text.split()[0] for text in texts if text[0] == "a"}) > 4
@@ -332,9 +375,9 @@ class TestSamples:
         (tmp_path / "d.txt").write_bytes(b"bytes \xff text")
         (tmp_path / "e.csv").write_bytes(b"no\ncolumn\n")
         (tmp_path / "f.json").write_bytes(b"no")
-        files = find_inputs([str(tmp_path)], SourceOptions()).files
+        inputs = find_inputs([str(tmp_path)], SourceOptions())
         (tmp_path / "f.json").unlink()
-        assert sorted(sample_texts(files, SourceOptions())) == ["bytes  text", "good"]
+        assert sorted(inputs.sample_texts()) == ["bytes  text", "good"]
 
     def test_reads_are_few_and_small(self, tmp_path: Path) -> None:
         """A file of 100 GB, all but its start a hole: one line of zeros that ends nowhere near."""
@@ -342,16 +385,16 @@ class TestSamples:
         with path.open("wb") as out:
             out.write(b'{"text":"start"}\n')
             out.truncate(100 << 30)
-        texts = sample_texts(find_inputs([str(path)], SourceOptions()).files, SourceOptions())
+        texts = find_inputs([str(path)], SourceOptions()).sample_texts()
         assert texts == []
 
     def test_a_corpus_of_ids_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text('{"ids":[1]}\n')
         options = SourceOptions(ids_field="ids")
-        assert sample_texts(find_inputs([str(tmp_path)], options).files, options) == []
+        assert find_inputs([str(tmp_path)], options).sample_texts() == []
 
 
 def test_rows_that_exact_prep_packed_are_no_corpus_of_ids(tmp_path):
     packed = write_dataset(tmp_path / "packed", documents(20, 40), seq_len=64)
-    with pytest.raises(SourceError, match="padding;\npack the corpus that it was made of"):
+    with pytest.raises(SourceError, match="padding;\npack the corpus that it was made from"):
         read_inputs(packed, ids_field="input_ids")

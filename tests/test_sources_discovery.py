@@ -19,7 +19,7 @@ AUTO = SourceOptions()
 
 def find(*inputs: object, **options: object) -> tuple[list[str], dict[str, int]]:
     found = find_inputs([str(one) for one in inputs], SourceOptions.model_validate(options))
-    return [file.path for file in found.files], found.left_out
+    return [file.path for file in found.files], dict(found.left_out)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_stdin_may_be_compressed(tmp_path: Path, suffix: str) -> None:
     spool = tmp_path / "spool"
     content = b'{"text": "one"}\n{"text": "two"}\n'
     spool.write_bytes(COMPRESSIONS[suffix](content) if suffix else content)
-    read = read_all(find_inputs(["-"], AUTO).files, stdin=spool)
+    read = read_all(find_inputs(["-"], AUTO, stdin=spool))
     assert read.texts == ["one", "two"]
     assert read.bytes_read == spool.stat().st_size
 

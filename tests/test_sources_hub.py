@@ -16,7 +16,7 @@ from corpora import read_all, read_inputs
 
 from exact_prep.errors import SourceError, UsageError
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import find_inputs, hub, plan_tasks, sample_texts
+from exact_prep.sources import find_inputs, hub
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,11 +35,11 @@ def dataset(tmp_path: Path, monkeypatch) -> Path:
 
 
 def test_a_task_is_a_shard(dataset: Path) -> None:
-    files = find_inputs([f"hf://{dataset}"], SourceOptions()).files
-    assert [(file.path, file.bytes, file.format) for file in files] == [(f"hf://{dataset}", 0, "hub")]
-    tasks = plan_tasks(files, SourceOptions())
+    inputs = find_inputs([f"hf://{dataset}"], SourceOptions())
+    assert [(file.path, file.bytes, file.format) for file in inputs.files] == [(f"hf://{dataset}", 0, "hub")]
+    tasks = inputs.plan_tasks()
     assert [[(one.start, one.stop) for one in task] for task in tasks] == [[(i, i + 1)] for i in range(4)]
-    read = read_all(files)
+    read = read_all(inputs)
     assert read.documents == [(i, j, f"row {i} {j}") for i in range(4) for j in range(25)]
 
 
@@ -61,13 +61,13 @@ def test_bad_rows_are_named(dataset: Path) -> None:
 
 def test_what_fails_on_the_way_stops_the_run_even_if_bad_documents_do_not(dataset: Path) -> None:
     (dataset / "train-3.jsonl").write_text('{"text": "a"}\nno json\n')
-    with pytest.raises(SourceError, match=r"shard 3 cannot be read on: .*;\ncheck the network"):
+    with pytest.raises(SourceError, match=r"reading hf://.* shard 3 failed: .*;\ncheck the network"):
         read_inputs(f"hf://{dataset}", on_error="reject")
 
 
 def test_a_sample_can_be_had(dataset: Path) -> None:
-    files = find_inputs([f"hf://{dataset}"], SourceOptions()).files
-    assert "row 0 0" in sample_texts(files, SourceOptions())
+    inputs = find_inputs([f"hf://{dataset}"], SourceOptions())
+    assert "row 0 0" in inputs.sample_texts()
 
 
 def test_what_cannot_be_opened_is_told_in_a_line(dataset: Path) -> None:
@@ -76,7 +76,7 @@ def test_what_cannot_be_opened_is_told_in_a_line(dataset: Path) -> None:
     ):
         find_inputs([f"hf://{dataset}:dev"], SourceOptions())
     for named in ("hf://", "hf://a/b/c/d/e", "hf://a b"):
-        with pytest.raises(UsageError, match="names no dataset"):
+        with pytest.raises(UsageError, match="is not the name of a dataset"):
             find_inputs([named], SourceOptions())
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import tracemalloc
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from corpora import Read, gather, json_array, read_all, read_inputs
+from corpora import Read, read_all, read_inputs, read_part
+from corpora import json_array as make_json_array
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exact_prep.errors import SourceError
-from exact_prep.records.manifest import Slice
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import array, find_inputs, jsonl, part, plan_tasks, read_slice
+from exact_prep.records.work import Slice
+from exact_prep.sources import find_inputs, json_array, jsonl
 from exact_prep.sources.streams import PlainStream
 
 if TYPE_CHECKING:
@@ -68,29 +70,29 @@ def broken(draw: st.DrawFn) -> bytes:
 def test_any_bytes_give_what_json_gives_line_by_line(tmp_path_factory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(content)
-    files = find_inputs([str(path)], REJECT).files
+    inputs = find_inputs([str(path)], REJECT)
     expected = oracle(content)
-    whole = read_all(files, REJECT)
+    whole = read_all(inputs)
     matches(whole, expected)
     assert [one.place for one in whole.rejected] == [f"line {one.record + 1}" for one in whole.rejected]
     for block in (4, 7, 50):
-        matches(gather(read_slice(part(0, files, REJECT, None), block=block)), expected)
+        matches(read_part(inputs, block=block), expected)
     if None in expected:
         with pytest.raises(SourceError, match=f"any.jsonl:{expected.index(None) + 1}: "):
-            read_all(files)
+            read_all(replace(inputs, options=SourceOptions()))
 
 
 @given(broken(), st.lists(st.integers(0, 1000), max_size=8), st.integers(4, 60))
 def test_any_slicing_gives_the_same_lines(tmp_path_factory, content: bytes, cuts: list[int], block: int) -> None:
     path = tmp_path_factory.getbasetemp() / "sliced.jsonl"
     path.write_bytes(content)
-    files = find_inputs([str(path)], REJECT).files
+    inputs = find_inputs([str(path)], REJECT)
     edges = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
     first = 0
     texts: list[str | None] = []
     for low, high in itertools.pairwise(edges):
         one = Slice(file=0, start=low, stop=high)
-        read = gather(read_slice(part(0, files, REJECT, None, one), block=block))
+        read = read_part(inputs, one, block=block)
         assert read.bytes_read == high - low
         lines: list[str | None] = [""] * read.records
         for _, record, text in read.documents:
@@ -109,9 +111,9 @@ def test_any_slicing_gives_the_same_lines(tmp_path_factory, content: bytes, cuts
 def test_an_error_in_a_later_slice_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text":"ok"}\n\n' * 50 + b'{"text":1}\n')
-    files = find_inputs([str(path)], SourceOptions()).files
-    with pytest.raises(SourceError, match=r"a.jsonl:101: field 'text' is a number, not a string;\nmend"):
-        read_all(files, tasks=[[Slice(file=0, start=300)]])
+    inputs = find_inputs([str(path)], SourceOptions())
+    with pytest.raises(SourceError, match=r"a.jsonl:101: field 'text' is a number, not a string;\nfix"):
+        read_all(inputs, tasks=[[Slice(file=0, start=300)]])
 
 
 @pytest.mark.parametrize(
@@ -146,15 +148,15 @@ def test_any_name_may_be_the_field(tmp_path: Path, field: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_a_document_beyond_the_limit_is_a_bad_one(tmp_path: Path, monkeypatch, name: str) -> None:
-    for module in (jsonl, array):
+    for module in (jsonl, json_array):
         monkeypatch.setattr(module, "MAX_DOCUMENT", 1000)
     path = tmp_path / name
     lines = [json.dumps({"text": "x" * size}) for size in (10, 5000, 985, 2000, 20)]
     content = "\n".join(lines) if name == "a.jsonl" else "[" + ",".join(lines) + "]"
     path.write_text(content)
-    files = find_inputs([str(path)], REJECT).files
+    inputs = find_inputs([str(path)], REJECT)
     for block in (64, 1500, 1 << 20):
-        read = gather(read_slice(part(0, files, REJECT, None), block=block))
+        read = read_part(inputs, block=block)
         if name == "a.jsonl" and block > 5000:
             continue
         assert [len(text) for text in read.texts] == [10, 985, 20]
@@ -166,7 +168,7 @@ def test_a_document_beyond_the_limit_is_a_bad_one(tmp_path: Path, monkeypatch, n
 
 @pytest.mark.parametrize(("name", "begin"), [("a.jsonl", b'{"text":"'), ("a.json", b'[{"text":"')])
 def test_a_document_beyond_the_limit_is_not_held(tmp_path: Path, monkeypatch, name: str, begin: bytes) -> None:
-    for module in (jsonl, array):
+    for module in (jsonl, json_array):
         monkeypatch.setattr(module, "MAX_DOCUMENT", 1 << 20)
     path = tmp_path / name
     path.write_bytes(begin + b"x" * (64 << 20) + b'"}' + b"\n" * (name == "a.jsonl") + b"]" * (name == "a.json"))
@@ -192,19 +194,19 @@ def test_slices_inside_a_long_line_read_no_more_than_themselves(tmp_path: Path, 
     read, sizes = PlainStream.read, []
     monkeypatch.setattr(PlainStream, "read", lambda self, size: sizes.append(size) or read(self, size))
     options = SourceOptions(task_bytes=1 << 20)
-    files = find_inputs([str(path)], options).files
-    tasks = plan_tasks(files, options)
+    inputs = find_inputs([str(path)], options)
+    tasks = inputs.plan_tasks()
     assert len(tasks) == 41
-    assert [len(text) for text in read_all(files, options, tasks=tasks).texts] == [40 << 20, 5]
+    assert [len(text) for text in read_all(inputs, tasks=tasks).texts] == [40 << 20, 5]
     assert sum(sizes) < 7 * path.stat().st_size
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=8), st.integers(1, 40))
 def test_arrays_are_cut_where_json_cuts_them(tmp_path_factory, texts: list[str], block: int) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
-    path.write_bytes(json_array(texts))
-    files = find_inputs([str(path)], REJECT).files
-    matches(gather(read_slice(part(0, files, REJECT, None), block=block)), list(texts))
+    path.write_bytes(make_json_array(texts))
+    inputs = find_inputs([str(path)], REJECT)
+    matches(read_part(inputs, block=block), list(texts))
 
 
 @given(broken(), st.integers(1, 40))
@@ -213,8 +215,8 @@ def test_a_broken_array_loses_nothing_silently(tmp_path_factory, content: bytes,
     path = tmp_path_factory.getbasetemp() / "broken.json"
     content = b"[" + content.removeprefix(b"\xef\xbb\xbf") + b"]"
     path.write_bytes(content)
-    files = find_inputs([str(path)], REJECT).files
-    read = gather(read_slice(part(0, files, REJECT, None), block=block))
+    inputs = find_inputs([str(path)], REJECT)
+    read = read_part(inputs, block=block)
     if not read.rejected:
         rows = json.loads(content.decode(errors="surrogateescape"))
         assert [row["text"] for row in rows if row["text"]] == read.texts
@@ -228,7 +230,7 @@ def test_a_broken_array_loses_nothing_silently(tmp_path_factory, content: bytes,
         (b'[{"text":"a"}] x', ["a"], "record 2 on: there is more after the end"),
         (b'[{"text":"a"},3,{"text":"b"}]', ["a", "b"], "record 2: a number, not an object"),
         (b'[{"text":"a"},{"text":]},{"text":"b"}]', ["a"], "record 2"),
-        (b'{"text":\n"a"}}', ["a"], "record 2 on: a bracket closes what none has opened"),
+        (b'{"text":\n"a"}}', ["a"], "record 2 on: a bracket is closed that was never opened"),
         (b'{"text":\n"a"} {"text":"b"', ["a"], "record 2 on: it ends in the middle"),
         (b'"text"', [], "record 1 on: it is neither"),
         (b"hello", [], "record 1 on: it is neither"),

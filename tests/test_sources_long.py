@@ -9,20 +9,21 @@ import tracemalloc
 
 import pyarrow as pa
 import pytest
-from corpora import arrow, jsonl, parquet, read_inputs
+from corpora import arrow, jsonl, make_part, parquet, read_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import find_inputs, long_texts, part, read_slice
-from exact_prep.sources.long_texts import json_cut, json_pieces, utf8_pieces
+from exact_prep.sources import find_inputs, long_texts
+from exact_prep.sources.formats import read_slice
+from exact_prep.sources.long_texts import cut_json_text, cut_utf8, find_json_cut
 
 
 @pytest.fixture(autouse=True)
 def short_is_long(monkeypatch):
     """What takes megabytes takes bytes here."""
     monkeypatch.setattr(long_texts, "PIECE", 64)
-    for module in ("long_texts", "jsonl", "columns"):
+    for module in ("long_texts", "jsonl", "column_values"):
         monkeypatch.setattr(f"exact_prep.sources.{module}.LONG", 100)
 
 
@@ -32,18 +33,18 @@ TEXTS = st.text(st.sampled_from('ab \n\\"/u{}é東🙂\t\u2028\x00dcDC08'), max_
 @given(text=TEXTS, ascii_only=st.booleans())
 def test_pieces_of_json_are_the_text(text, ascii_only):
     record = json.dumps({"id": 1, "text": text, "more": [text]}, ensure_ascii=ascii_only).encode()
-    found = json_pieces(record, "text")
+    found = cut_json_text(record, "text")
     if found is None:
         assert len(json.dumps(text, ensure_ascii=ascii_only).encode()) < 100
     else:
-        pieces = list(found)
+        pieces = list(found.pieces)
         assert "".join(pieces) == text
         assert all(pieces)
 
 
 @given(TEXTS)
 def test_pieces_of_utf8_are_the_text(text):
-    found = utf8_pieces(memoryview(text.encode()))
+    found = cut_utf8(memoryview(text.encode()))
     assert ("".join(found) == text) if found is not None else len(text.encode()) < 100
 
 
@@ -51,7 +52,7 @@ def test_pieces_of_utf8_are_the_text(text):
 def test_a_cut_never_parts_an_escape(text):
     for ascii_only in (True, False):
         data = json.dumps(text, ensure_ascii=ascii_only).encode()[1:-1]
-        at = json_cut(data, len(data))
+        at = find_json_cut(data, len(data))
         assert json.loads(b'"%b"' % data[:at]) + json.loads(b'"%b"' % data[at:]) == text
 
 
@@ -68,7 +69,7 @@ def test_a_cut_never_parts_an_escape(text):
     ],
 )
 def test_what_is_no_good_string_is_left_to_the_usual_way(record):
-    assert json_pieces(record, "text") is None
+    assert cut_json_text(record, "text") is None
 
 
 def mixed():
@@ -118,14 +119,14 @@ LONG_ONE, LONG_TWO = "one " * 50, "two\\ " * 60
 )
 def test_of_several_long_strings_the_field_s_is_taken(pairs, text):
     record = "{" + ", ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs) + "}"
-    found = json_pieces(record.encode(), "text")
-    assert (found if found is None else "".join(found)) == text
+    found = cut_json_text(record.encode(), "text")
+    assert (found if found is None else "".join(found.pieces)) == text
 
 
 def test_a_long_key_is_no_field():
     record = json.dumps({LONG_ONE: LONG_TWO, "b0": 1}).encode()
-    assert json_pieces(record, "a0") is None
-    assert json_pieces(record, "b0") is None
+    assert cut_json_text(record, "a0") is None
+    assert cut_json_text(record, "b0") is None
 
 
 def test_a_long_line_is_not_held(tmp_path, monkeypatch):
@@ -134,9 +135,9 @@ def test_a_long_line_is_not_held(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, lines[0]]))
     del lines
     options = SourceOptions()
-    files = find_inputs([str(tmp_path)], options).files
+    inputs = find_inputs([str(tmp_path)], options)
     tracemalloc.start()
-    size = sum(len(text) for batch in read_slice(part(0, files, options, None)) for text in batch.texts)
+    size = sum(len(text) for batch in read_slice(make_part(inputs)) for text in batch.texts)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert size == 50_000_010
@@ -150,9 +151,9 @@ def test_a_long_record_is_held_once_where_it_must_be(tmp_path, monkeypatch):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(record.strip(), 1))
     for name in ("a.json", "b.jsonl.gz"):
         options = SourceOptions(on_error="reject")
-        files = find_inputs([str(tmp_path / name)], options).files
+        inputs = find_inputs([str(tmp_path / name)], options)
         tracemalloc.start()
-        size = sum(len(text) for batch in read_slice(part(0, files, options, None)) for text in batch.texts)
+        size = sum(len(text) for batch in read_slice(make_part(inputs)) for text in batch.texts)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert size == 60_000_000

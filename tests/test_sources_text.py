@@ -10,24 +10,23 @@ import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
-from corpora import gather, jsonl, read_all, read_inputs, zstd
+from corpora import jsonl, read_all, read_inputs, read_part, zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact_prep.errors import SourceError
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import find_inputs, part, read_slice, read_task, table
+from exact_prep.records.work import Slice
+from exact_prep.sources import Inputs, delimited, find_inputs
 from exact_prep.sources.text import PIECE, WORD_BREAK_REACH
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exact_prep.records.manifest import InputFile
 
-
-def files_of(path: Path, content: bytes) -> tuple[InputFile, ...]:
+def write(path: Path, content: bytes, **options: object) -> Inputs:
     path.write_bytes(content)
-    return find_inputs([str(path)], SourceOptions()).files
+    return find_inputs([str(path)], SourceOptions.model_validate(options))
 
 
 def split_oracle(content: bytes, separator: str | None) -> list[bytes]:
@@ -60,9 +59,8 @@ CONTENTS = st.lists(st.sampled_from(BITS), max_size=40).map(b"".join)
 @given(CONTENTS, st.sampled_from([None, "--", "\n\n", "-a", "é", "ab--ab"]), st.integers(3, 20))
 def test_text_is_split_as_bytes_are(tmp_path_factory, content: bytes, separator: str | None, block: int) -> None:
     """Also where bad documents are found out only after a piece of them could have been given."""
-    files = files_of(tmp_path_factory.getbasetemp() / "any.txt", content)
-    options = SourceOptions(separator=separator, on_error="reject")
-    read = gather(read_slice(part(0, files, options, None), block=block))
+    inputs = write(tmp_path_factory.getbasetemp() / "any.txt", content, separator=separator, on_error="reject")
+    read = read_part(inputs, block=block)
     expected = split_oracle(content, separator)
     good, bad = {}, []
     for number, document in enumerate(expected):
@@ -74,26 +72,25 @@ def test_text_is_split_as_bytes_are(tmp_path_factory, content: bytes, separator:
     assert [one.record for one in read.rejected] == bad
     assert (read.records, read.empty) == (len(expected), list(good.values()).count(""))
     if bad:
-        strict = SourceOptions(separator=separator)
         with pytest.raises(SourceError, match=r"any.txt:\d+: wrong UTF-8"):
-            gather(read_slice(part(0, files, strict, None), block=block))
+            read_part(inputs, block=block, on_error="stop")
 
 
 def test_a_separator_is_found_wherever_pieces_and_blocks_end(tmp_path: Path) -> None:
-    options = SourceOptions(separator="ab--ab")
     for before in range(20):
-        files = files_of(tmp_path / "a.txt", b"x" * before + b"ab--ab" + b"y ab--a" + b"ab--ab")
+        content = b"x" * before + b"ab--ab" + b"y ab--a" + b"ab--ab"
+        inputs = write(tmp_path / "a.txt", content, separator="ab--ab")
         for block in range(3, 20):
-            read = gather(read_slice(part(0, files, options, None), block=block))
+            read = read_part(inputs, block=block)
             assert read.texts == ["x" * before] * bool(before) + ["y ab--a"]
 
 
 def test_wrong_utf8_is_found_to_the_byte(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + "ä line\n".encode() * 1000 + b"bad \xff here\n" + b"more\n" * 1000
-    files = files_of(tmp_path / "a.txt", content)
+    inputs = write(tmp_path / "a.txt", content)
     for block in (10, 1000, 1 << 20):
         with pytest.raises(SourceError) as error:
-            gather(read_slice(part(0, files, SourceOptions(), None), block=block))
+            read_part(inputs, block=block)
         assert f"a.txt:1001: wrong UTF-8 (invalid start byte at byte {content.index(0xFF)} of the file)" in str(
             error.value
         )
@@ -108,9 +105,9 @@ def test_utf16_is_told(tmp_path: Path) -> None:
 
 def test_a_long_text_comes_in_pieces_cut_at_words(tmp_path: Path) -> None:
     text = "".join(f"word{i} é\n" for i in range(1_200_000))
-    files = files_of(tmp_path / "a.txt", text.encode())
+    inputs = write(tmp_path / "a.txt", text.encode())
     pieces = []
-    for batch in read_task([part(0, files, SourceOptions(), None).slice], files, SourceOptions()):
+    for batch in inputs.read([Slice(file=0)]):
         assert set(batch.records.tolist()) == {0}
         assert batch.text_bytes <= PIECE + WORD_BREAK_REACH
         pieces += batch.texts
@@ -128,13 +125,9 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
                 out.write(b"x" * 1_000_000)
             out.write(end)
         options = SourceOptions(on_error="reject")
-        files = find_inputs([str(path)], options).files
+        inputs = find_inputs([str(path)], options)
         tracemalloc.start()
-        size = sum(
-            len(text)
-            for batch in read_task([part(0, files, options, None).slice], files, options)
-            for text in batch.texts
-        )
+        size = sum(len(text) for batch in inputs.read([Slice(file=0)]) for text in batch.texts)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert size == texts * 400_000_000
@@ -144,12 +137,11 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 def test_many_small_files_share_batches(tmp_path: Path) -> None:
     for i in range(3000):
         (tmp_path / f"{i:04d}.txt").write_text(f"text {i}" if i % 10 else "")
-    files = find_inputs([str(tmp_path)], SourceOptions()).files
-    read = read_all(files)
+    inputs = find_inputs([str(tmp_path)], SourceOptions())
+    read = read_all(inputs)
     assert read.texts == [f"text {i}" for i in range(3000) if i % 10]
     assert read.empty == 300
-    slices = [part(i, files, SourceOptions(), None).slice for i in range(3000)]
-    assert sum(1 for _ in read_task(slices, files, SourceOptions())) == 1
+    assert sum(1 for _ in inputs.read([Slice(file=i) for i in range(3000)])) == 1
 
 
 TABLE = 'id,text\n1,one\n2,"two\nlines, ""quoted"""\n\n3\n4,\n5,"a","b"\n6,last\n'
@@ -177,7 +169,7 @@ def test_quotes_that_do_not_match_end_a_table(tmp_path: Path, monkeypatch) -> No
         read_inputs(path)
     read = read_inputs(path, on_error="reject")
     assert (read.texts, [bad.place for bad in read.rejected]) == (["one"], ["line 3 on"])
-    monkeypatch.setattr(table, "MAX_FIELD", 100)
+    monkeypatch.setattr(delimited, "MAX_FIELD", 100)
     path.write_text('text\none\n"' + "x\n" * 1000)
     assert read_inputs(path, on_error="reject").texts == ["one"]
 
@@ -211,8 +203,8 @@ def test_tables_are_read_as_python_reads_them(tmp_path_factory, rows: list[list[
     path = tmp_path_factory.getbasetemp() / "any.csv"
     with path.open("w", encoding="utf-8", newline="") as out:
         csv.writer(out, lineterminator="\n").writerows([["text", "b"], *rows])
-    files = find_inputs([str(path)], SourceOptions()).files
-    read = gather(read_slice(part(0, files, SourceOptions(), None), block=block))
+    inputs = find_inputs([str(path)], SourceOptions())
+    read = read_part(inputs, block=block)
     assert [(record, text) for _, record, text in read.documents] == [
         (i, row[0]) for i, row in enumerate(rows) if row[0]
     ]

@@ -18,7 +18,7 @@ from exact_prep.errors import SourceError, TokenizerError
 from exact_prep.records.options import TokenizerOptions
 from exact_prep.tokenization import Tokenizer as Encoder
 from exact_prep.tokenization import backends, choose, locate, parity, pieces, texts
-from exact_prep.tokenization.boundaries import CL100K, O200K, cuts
+from exact_prep.tokenization.boundaries import CL100K, O200K, find_cut_pattern
 from exact_prep.tokenization.files import parse
 from exact_prep.tokenization.stress import stress_texts
 
@@ -65,7 +65,7 @@ def oracle(path: Path, text: str, *, split_special: bool = True) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def batches_of(documents: list[str], cut_at: list[int], per_batch: int) -> list[TextBatch]:
+def make_batches(documents: list[str], cut_at: list[int], per_batch: int) -> list[TextBatch]:
     """Documents in batches; each is fragmented at some of `cut_at`, which ends a batch."""
     batches: list[TextBatch] = []
     texts_, records = [], []
@@ -124,7 +124,7 @@ def test_ids_are_those_of_the_reference_however_text_arrives(kind, backend, trai
     @settings(max_examples=40)
     @given(documents, st.lists(st.integers(0, 500), max_size=5), st.integers(1, 4))
     def law(texts_, cut_at, per_batch):
-        got = encoded(Encoder(path, record, options), batches_of(texts_, cut_at, per_batch))
+        got = encoded(Encoder(path, record, options), make_batches(texts_, cut_at, per_batch))
         bos, eos = record.bos_id, record.eos_id
         assert got == {d: [bos, *oracle(path, text), eos] for d, text in enumerate(texts_)}
 
@@ -143,7 +143,7 @@ def test_production_tokenizers_give_the_same_ids_in_pieces_and_under_every_polic
         record = choose(options, [], path=path)
         assert record.backend == "fastokens"
         assert record.parity_differences == 0
-        got = encoded(Encoder(path, record, options), batches_of(stress, [7, 100, 1001], 3))
+        got = encoded(Encoder(path, record, options), make_batches(stress, [7, 100, 1001], 3))
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.encode_special_tokens = policy == "text"
         bos = [] if record.bos_id is None else [record.bos_id]
@@ -160,7 +160,7 @@ def test_text_that_spells_a_special_token_forges_none_unless_asked(kind, backend
 
     def ids(policy: str) -> list[int]:
         options = TokenizerOptions(backend=backend, special_tokens_in_text=policy, eos=False)
-        return encoded(Encoder(path, choose(options, [], path=path), options), batches_of([text], [], 1))[0]
+        return encoded(Encoder(path, choose(options, [], path=path), options), make_batches([text], [], 1))[0]
 
     assert ids("text") == oracle(path, text)
     assert forged not in ids("text")
@@ -228,7 +228,7 @@ def test_sampling_depends_on_the_task_and_its_text_alone(trained, monkeypatch):
     seen = set()
     for per_batch in (1, 7, 400):
         encoder = Encoder(trained["gpt2"], record, options, task=3)
-        encoded(encoder, batches_of(docs, [], per_batch))
+        encoded(encoder, make_batches(docs, [], per_batch))
         seen.add((encoder.parity_texts, encoder.parity_bytes))
     [(count, size)] = seen
     assert 0 < count < 100
@@ -254,14 +254,16 @@ def test_an_unsupported_file_falls_back_with_the_reason_and_is_encoded_whole(tmp
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     path = tmp_path / "tokenizer.json"
     record = choose(TokenizerOptions(), [], path=path)
-    got = encoded(Encoder(path, record, TokenizerOptions()), batches_of(["ab ba " * 30000, "b"], [70001], 1))
+    got = encoded(Encoder(path, record, TokenizerOptions()), make_batches(["ab ba " * 30000, "b"], [70001], 1))
     eos = tokenizer.token_to_id("</s>")
     assert got == {0: [*oracle(path, "ab ba " * 30000), eos], 1: [*oracle(path, "b"), eos]}
 
 
 def test_boundaries_are_claimed_only_where_they_are_proven(trained):
     def claimed(path: Path) -> bool:
-        return cuts(parse(path.read_bytes(), path), split_special=True, knows=lambda token: True) is not None
+        return (
+            find_cut_pattern(parse(path.read_bytes(), path), split_special=True, knows=lambda token: True) is not None
+        )
 
     assert [claimed(trained[kind]) for kind in ("gpt2", "cl100k", "o200k", "prefixed")] == [True, True, True, False]
     data = json.loads(trained["gpt2"].read_text())
@@ -281,7 +283,7 @@ def test_bos_follows_the_tokenizers_own_post_processor(trained, tmp_path):
     path = tmp_path / "tokenizer.json"
     record = choose(TokenizerOptions(), [], path=path)
     assert (record.bos_id, record.eos_id) == (tokenizer.token_to_id("<s>"), tokenizer.token_to_id(EOS))
-    got = encoded(Encoder(path, record, TokenizerOptions()), batches_of(["the"], [], 1))
+    got = encoded(Encoder(path, record, TokenizerOptions()), make_batches(["the"], [], 1))
     assert got == {0: tokenizer.encode("the").ids}
     assert choose(TokenizerOptions(bos=False), [], path=path).bos_id is None
 
@@ -320,7 +322,7 @@ def test_eos_and_padding_come_from_flags_then_files_then_convention(trained, tmp
         (b'{"model": 3}', "tokenizer.json"),
     ],
 )
-def test_a_file_that_is_no_tokenizer_is_refused_by_name(content, says, tmp_path):
+def test_a_file_that_is_not_a_tokenizer_is_refused_by_name(content, says, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(TokenizerError, match=says):
         choose(TokenizerOptions(), [], path=locate(str(tmp_path)))
@@ -342,7 +344,7 @@ def test_truncation_and_padding_in_the_file_cut_nothing(trained, tmp_path):
         options = TokenizerOptions(backend=backend)
         record = choose(options, [], path=tmp_path / "tokenizer.json")
         text = "the long context of a row " * 5
-        got = encoded(Encoder(tmp_path / "tokenizer.json", record, options), batches_of([text], [], 1))
+        got = encoded(Encoder(tmp_path / "tokenizer.json", record, options), make_batches([text], [], 1))
         assert got[0][:-1] == oracle(trained["gpt2"], text)
 
 

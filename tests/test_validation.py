@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,21 +17,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import exact_prep
-from exact_prep.errors import UsageError
-from exact_prep.validation import attention, compare, model, nolima, probes, ruler
+from exact_prep.errors import DatasetError, UsageError
+from exact_prep.pipeline.events import Event, Finished, Note, Started, TaskDone
+from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions, WeightOptions
+from exact_prep.validation import attention, decoder, differences, measurements, nolima, probes, ruler
 from exact_prep.validation.arms import make_arm
 from exact_prep.validation.attention import attend_dense, attend_flex, attend_loop
-from exact_prep.validation.batches import batch_of
-from exact_prep.validation.experiment import Shortened, run_experiment
-from exact_prep.validation.model import Decoder, Shape, cross_entropy, left_contexts
-from exact_prep.validation.plan import Experiment
+from exact_prep.validation.decoder import Decoder, Shape, cross_entropy, left_contexts
+from exact_prep.validation.experiment import ShortenedStream, run_experiment
+from exact_prep.validation.jobs import Experiment, Job
 from exact_prep.validation.plots import plot
 from exact_prep.validation.results import SCHEMA, Results, Run, Settings, schema_file
-from exact_prep.validation.synthetic import KEY_COUNT, KEYS, START, VALUES, VOCABULARY, SyntheticStream, document
+from exact_prep.validation.synthetic_data import (
+    KEY_COUNT,
+    KEYS,
+    START,
+    VALUES,
+    VOCABULARY,
+    SyntheticStream,
+    make_document,
+)
 from exact_prep.validation.tiers import SMOKE
-from exact_prep.validation.train import Schedule, train
-from exact_prep.weighing.exposure import measure
-from exact_prep.weighing.weights import WeightOptions, weight_table
+from exact_prep.validation.training import Schedule, train
+from exact_prep.validation.training_batches import make_batch
+from exact_prep.weighing.exposure import measure_lengths
+from exact_prep.weighing.weights import weight_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,13 +90,13 @@ def test_the_attention_of_a_gpu_sees_what_a_dense_mask_sees(lengths, monkeypatch
 
 def test_under_autocast_attention_gets_one_dtype(monkeypatch):
     seen = []
-    monkeypatch.setattr(model, "attend", lambda q, k, v, edges: (seen.append({q.dtype, k.dtype, v.dtype}), v)[1])
+    monkeypatch.setattr(decoder, "attend", lambda q, k, v, edges: (seen.append({q.dtype, k.dtype, v.dtype}), v)[1])
     with torch.autocast("cpu", torch.bfloat16):
         small()(torch.zeros(9, dtype=torch.int64), torch.tensor([0, 4, 9]))
     assert seen == [{torch.bfloat16}] * 2
 
 
-def test_a_document_sees_itself_alone():
+def test_a_document_sees_only_itself():
     model = small()
     ids = torch.randint(0, VOCABULARY, (60,), generator=torch.Generator().manual_seed(1))
     edges = torch.tensor([0, 25, 60])
@@ -105,7 +116,7 @@ def test_the_loss_of_a_target_is_that_of_the_logits_before_it():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9, 600, 2000])
 def test_synthetic_documents_answer_for_themselves(length):
-    tokens, facts = document(np.random.default_rng(5), length)
+    tokens, facts = make_document(np.random.default_rng(5), length)
     last: dict[int, int] = {}
     asked = []
     for place, token in enumerate(tokens.tolist()):
@@ -256,7 +267,7 @@ def test_loss_by_bucket_equals_counting_target_by_target():
     model = small().eval()
     lengths = np.array([40, 9, 30], np.int32)
     row = np.random.default_rng(0).integers(0, VOCABULARY, 90).astype(np.int32)
-    batch = batch_of([(row, lengths)])
+    batch = make_batch([(row, lengths)])
     with torch.no_grad():
         logits = model(batch.ids, batch.edges)
     sums: dict[str, list[float]] = {}
@@ -271,7 +282,7 @@ def test_loss_by_bucket_equals_counting_target_by_target():
     everything = found.pop("loss all")
     assert found == pytest.approx({name: np.mean(values) for name, values in sums.items()}, rel=1e-5)
     assert everything == pytest.approx(np.mean([v for values in sums.values() for v in values]), rel=1e-5)
-    mixture = probes.loss_of_mixture(model, [batch], 16)
+    mixture = probes.mixture_loss(model, [batch], 16)
     below = sums["loss 0-7"] + sums["loss 8-15"]
     assert mixture == pytest.approx({"mixture all": everything, "mixture short": np.mean(below)}, rel=1e-5)
 
@@ -301,20 +312,20 @@ def test_the_text_suite_makes_items_that_fit_and_that_their_own_answers_satisfy(
     codec = Bytes()
     for make in ruler.MAKERS.values():
         for length in (8000, 16000):
-            item = ruler.fitted(make, length, (3,), codec)
+            item = ruler.fit_item(make, length, (3,), codec)
             assert item is not None
             size = len(codec.encode(item.prompt + " " + " ".join(item.answers)))
             assert 0.5 * length < size <= length
             assert all(answer.lower() in item.prompt.lower() for answer in item.answers)
-    item = ruler.fitted(ruler.cwe, 16000, (1,), codec)
+    item = ruler.fit_item(ruler.cwe, 16000, (1,), codec)
     counts = {word: item.prompt.split().count(word) for word in item.prompt.split()}
     assert {word for word, count in counts.items() if count == 30} == set(item.answers)
-    assert ruler.fitted(ruler.cwe, 500, (1,), codec) is None
-    assert len(set(ruler.words(np.random.default_rng(0), 9000))) == 9000
+    assert ruler.fit_item(ruler.cwe, 500, (1,), codec) is None
+    assert len(set(ruler.draw_words(np.random.default_rng(0), 9000))) == 9000
 
 
 def test_a_model_that_copies_answers_needles_in_part():
-    scores = ruler.suite(Parrot(), Bytes(), (600,), 3, seed=1)
+    scores = ruler.run_suite(Parrot(), Bytes(), (600,), 3, seed=1)
     assert set(scores) >= {"match niah_single@600", "logp niah_single@600"}
     assert 0 <= scores["match niah_single@600"] <= 1
     item = ruler.Item("the number for abcdefghijkl is: 7654321. Again, the number for abcdefghijkl is:", ("7654321",))
@@ -338,13 +349,13 @@ NEEDLES = [
 def test_needles_of_the_user_lie_in_haystacks_of_the_user_and_do_not_name_what_is_asked(tmp_path):
     (tmp_path / "needle_set.json").write_text(json.dumps(NEEDLES))
     with pytest.raises(UsageError, match="no haystack"):
-        nolima.makers(tmp_path)
+        nolima.load_makers(tmp_path)
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "one.txt").write_text("It rained again. " * 30)
-    makers = nolima.makers(tmp_path)
+    makers = nolima.load_makers(tmp_path)
     assert set(makers) == {"nolima_onehop", "nolima_twohop"}
     for kind, place in (("nolima_onehop", "Mostar"), ("nolima_twohop", "Herzegovina")):
-        item = ruler.fitted(makers[kind], 3000, (0,), Bytes())
+        item = ruler.fit_item(makers[kind], 3000, (0,), Bytes())
         assert item is not None
         assert f"Once, {item.answers[0]} painted the old bridge." in item.prompt
         assert item.prompt.endswith(f"Question: Who has been to {place}?\nAnswer:")
@@ -352,23 +363,23 @@ def test_needles_of_the_user_lie_in_haystacks_of_the_user_and_do_not_name_what_i
         assert 2500 < len(item.prompt) <= 3000
     (tmp_path / "needle_set.json").write_text('[{"id": 1}]')
     with pytest.raises(UsageError, match="not a NoLiMa needle set"):
-        nolima.makers(tmp_path)
+        nolima.load_makers(tmp_path)
     with pytest.raises(UsageError, match=r"no needle_set\.json"):
-        nolima.makers(tmp_path / "books")
+        nolima.load_makers(tmp_path / "books")
 
 
 def test_intervals_are_those_of_students_t():
     values = [0.3, 0.1, 0.26, 0.22]
-    d = compare.difference("exact", "uniform", "recall 256-511", values)
+    d = differences.make_difference("exact", "uniform", "recall 256-511", values)
     half = 3.182446 * np.std(values, ddof=1) / 2  # the 97.5 % quantile of t with 3 degrees of freedom
     assert (d.mean, d.low, d.high) == pytest.approx((0.22, 0.22 - half, 0.22 + half), rel=1e-5)
     assert d.reading == "better"
-    assert compare.difference("exact", "uniform", "loss 256-511", values).reading == "worse"
-    assert compare.difference("exact", "uniform", "gain 768", [0.1, -0.1, 0.05]).reading == "shows nothing"
-    assert compare.difference("exact", "uniform", "gain 768", [0.1]).reading == "one seed"
+    assert differences.make_difference("exact", "uniform", "loss 256-511", values).reading == "worse"
+    assert differences.make_difference("exact", "uniform", "gain 768", [0.1, -0.1, 0.05]).reading == "shows nothing"
+    assert differences.make_difference("exact", "uniform", "gain 768", [0.1]).reading == "one seed"
 
 
-def test_exact_is_said_to_help_only_in_the_tail_and_only_beyond_both_controls():
+def test_exact_helps_only_in_the_tail_and_only_if_it_beats_both_controls():
     setup = Settings(
         tool_version="0",
         tier="smoke",
@@ -393,8 +404,10 @@ def test_exact_is_said_to_help_only_in_the_tail_and_only_beyond_both_controls():
             for seed, d in enumerate((0.0, 0.001, 0.0005))
         ]
 
-    found = compare.differences([*runs("uniform", 0, 0, 0), *runs("lr", 0, 0.3, 0), *runs("exact", 1, 0.2, 0.2 + 1e-9)])
-    verdicts = {reading.measure: reading.helps for reading in compare.readings(found, 256)}
+    found = differences.compare_arms(
+        [*runs("uniform", 0, 0, 0), *runs("lr", 0, 0.3, 0), *runs("exact", 1, 0.2, 0.2 + 1e-9)]
+    )
+    verdicts = {reading.measure: reading.helps for reading in differences.read_differences(found, 256)}
     assert verdicts == {"gain 384": False, "gain 768": True}
 
 
@@ -430,7 +443,7 @@ def test_an_experiment_leaves_results_plots_and_a_plain_verdict(smoke):
     assert "not shown to help" in done.stdout
     assert "a reading needs the arm lr" in done.stdout
     again = subprocess.run(done.args, capture_output=True, text=True, timeout=100, check=True)
-    assert "3 of 3 runs were done already" in again.stderr
+    assert "arms: 3 of 3 tasks were finished already" in again.stderr
     assert again.stdout == done.stdout
     other = [*done.args, "--device", "cpu", "--model", "/nowhere"]
     refused = subprocess.run(other, capture_output=True, text=True, timeout=100, check=False)
@@ -446,9 +459,21 @@ def test_a_dataset_that_exact_prep_packed_trains_through_the_reader(tmp_path):
     experiment = Experiment(
         tier_name="smoke", tier=tier, arms=("uniform", "exact"), seeds=(0, 1), out=tmp_path / "out", data=data
     )
-    told: list[str] = []
-    results = run_experiment(experiment, told=told.append)
-    assert told[0] == "no text suite: the smoke tier is too small for it"
+    events: list[Event] = []
+    results = run_experiment(experiment, emit=events.append)
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert notes[0] == "no text suite: the smoke tier is too small for it"
+    assert notes[1:] == [
+        "base, seed 0: done (1 of 2)",
+        "base, seed 1: done (2 of 2)",
+        "uniform, seed 0: done (1 of 4)",
+        "exact, seed 0: done (2 of 4)",
+        "uniform, seed 1: done (3 of 4)",
+        "exact, seed 1: done (4 of 4)",
+    ]
+    assert started(events) == [("base models", 2, 0, "tasks"), ("arms", 4, 0, "tasks")]
+    assert [event.done for event in events if isinstance(event, TaskDone)] == [1, 2, 1, 2, 3, 4]
+    assert isinstance(events[-1], Finished)
     assert {run.arm for run in results.runs} == {"uniform", "exact"}
     assert results.tail_from == 64
     assert all("loss 128-255" in run.measures for run in results.runs)
@@ -458,21 +483,145 @@ def test_a_dataset_that_exact_prep_packed_trains_through_the_reader(tmp_path):
     larger = replace(experiment, tier=replace(tier, base_steps=4))
     with pytest.raises(UsageError, match=r"another experiment \(sizes differ"):
         run_experiment(larger)
+    # Killed before its last arm, the experiment continues there and ends the same.
+    (tmp_path / "out" / "run-exact-1.json").unlink()
+    events.clear()
+    assert run_experiment(experiment, emit=events.append) == results
+    assert started(events) == [("base models", 2, 2, "tasks"), ("arms", 4, 3, "tasks")]
+
+
+def started(events: list[Event]) -> list[tuple[str, int, int, str]]:
+    return [(event.what, event.tasks, event.done, event.unit) for event in events if isinstance(event, Started)]
+
+
+def tiny_experiment(path: Path, data: Path, **more: object) -> Experiment:
+    tier = replace(SMOKE, base_len=32, base_steps=2, steps=2, tokens_per_step=512, held_out=2, width=24)
+    return Experiment(tier_name="smoke", tier=tier, arms=("exact",), seeds=(0,), out=path, data=data, **more)
+
+
+def test_a_table_takes_the_place_of_a_dataset_s_own_weights(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset, write_table
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(60, 400), seq_len=128))
+    table = write_table(data, tmp_path / "other.json", alpha=4.0, gamma=0.0, tail_from=16)
+    own, other = tiny_experiment(tmp_path / "own", data), tiny_experiment(tmp_path / "other", data, weights=table)
+    assert own.settings.data_checksum == exact_prep.load_weights(data).file.checksum
+    assert other.settings.data_checksum == exact_prep.load_weights(table).file.checksum
+    arms = {}
+    for experiment, tail_from in ((own, 32), (other, 16)):
+        job = Job(experiment, "exact", 0)
+        assert job.tail_from == tail_from
+        arms[experiment] = job.make_arm("exact").lut
+        lut = exact_prep.load_weights(experiment.weights or data).lut
+        np.testing.assert_allclose(arms[experiment][1 : lut.size].numpy(), lut[1:], rtol=1e-3)  # the lut is float16
+    assert float(arms[other].max()) == pytest.approx(5, rel=1e-6)
+    results = {experiment: run_experiment(experiment) for experiment in (own, other)}
+    losses = {key: {run.arm: run.final_loss for run in found.runs} for key, found in results.items()}
+    assert losses[own]["uniform"] == losses[other]["uniform"]
+    assert losses[own]["exact"] != losses[other]["exact"]
+    assert (results[own].tail_from, results[other].tail_from) == (32, 16)
+    with pytest.raises(UsageError, match=r"another experiment \(data_checksum differ"):
+        run_experiment(replace(own, weights=table))
+
+
+def test_a_table_serves_a_dataset_that_was_not_weighed_and_one_from_elsewhere_is_refused(tmp_path):
+    from written_dataset import documents, write_dataset, write_table
+
+    data = write_dataset(tmp_path / "data", documents(60, 400), seq_len=128)
+    table = write_table(data, tmp_path / "own.json")
+    assert Job(tiny_experiment(tmp_path / "out", data, weights=table), "exact", 0).tail_from == 32
+    other = write_dataset(tmp_path / "other", documents(60, 400, seed=1), seq_len=128)
+    elsewhere = write_table(other, tmp_path / "elsewhere.json")
+    with pytest.raises(DatasetError, match="made for other datasets"):
+        run_experiment(tiny_experiment(tmp_path / "out", data, weights=elsewhere))
+    assert not (tmp_path / "out" / "experiment.json").exists()
+    meant = tiny_experiment(tmp_path / "out", data, weights=elsewhere, weights_from_elsewhere=True)
+    assert Job(meant, "exact", 0).tail_from == 32
+
+
+def test_the_text_suite_reads_the_tokenizer_that_the_dataset_keeps(tmp_path, tokenizer_file):
+    from tokenizers import Tokenizer
+
+    from exact_prep.pipeline import pack
+
+    tokenizer = shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": "a context of words " * n}) + "\n" for n in range(1, 40)))
+    options = PackOptions(
+        source=SourceOptions(),
+        tokenizer=TokenizerOptions(tokenizer=str(tokenizer), backend="tokenizers"),
+        packing=PackingOptions(seq_lens=(64,)),
+    )
+    pack([str(text)], options, tmp_path / "data")
+    Path(tokenizer).rename(tmp_path / "elsewhere.json")  # it was moved away: the dataset has its own
+    codec = measurements.load_codec(tmp_path / "data")
+    assert codec is not None
+    ids = Tokenizer.from_file(str(tmp_path / "elsewhere.json")).encode("the long context", add_special_tokens=False).ids
+    assert codec.encode("the long context") == ids
+    assert codec.decode(ids) == "the long context"
+    notes: list[str] = []
+    experiment = tiny_experiment(tmp_path / "out", tmp_path / "data")
+    large = replace(experiment, tier=replace(experiment.tier, ruler_items=1))
+    measurements.check_text_suite(large, notes.append)
+    assert notes == []
+    measurements.check_text_suite(experiment, notes.append)
+    assert notes == ["no text suite: the smoke tier is too small for it"]
+    kept = tmp_path / "data" / "tokenizer" / "tokenizer.json"
+    kept.write_bytes(kept.read_bytes() + b" ")
+    with pytest.raises(DatasetError, match=r"tokenizer/tokenizer\.json was changed"):
+        measurements.check_text_suite(large, notes.append)
+    kept.unlink()
+    with pytest.raises(DatasetError, match=r"tokenizer/tokenizer\.json is missing"):
+        measurements.check_text_suite(large, notes.append)
+
+
+def test_models_of_a_dataset_of_ids_read_no_text(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(60, 200), seq_len=64))
+    experiment = tiny_experiment(tmp_path / "out", data)
+    notes: list[str] = []
+    large = replace(experiment, tier=replace(experiment.tier, ruler_items=1))
+    measurements.check_text_suite(large, notes.append)
+    assert notes == ["no text suite: the dataset was packed from ids, without a tokenizer"]
 
 
 def test_a_base_sees_no_context_longer_than_its_rows(tmp_path):
     from written_dataset import documents, weigh_dataset, write_dataset
 
-    from exact_prep.validation.corpus import open_corpus
+    from exact_prep.validation.packed_data import open_corpus
 
     data = weigh_dataset(write_dataset(tmp_path / "data", documents(40, 300), seq_len=128))
     corpus, _ = open_corpus(data, rows_per_step=2, held_out=2, seed=0)
-    whole, short = corpus.batch(0), Shortened(corpus, 32).batch(0)
+    whole, short = corpus.batch(0), ShortenedStream(corpus, 32).batch(0)
     assert torch.equal(whole.ids, short.ids)
     assert int(short.edges.diff().max()) <= 32
     assert not short.supervised[left_contexts(short.edges) == 0].any()
     contexts = left_contexts(whole.edges)
-    assert measure(whole.edges.diff().int().numpy()).targets >= int((contexts > 0).sum())
+    assert measure_lengths(whole.edges.diff().int().numpy()).targets >= int((contexts > 0).sum())
+
+
+@pytest.mark.parametrize("loss_weights", ["column", "table"])
+def test_masked_targets_are_trained_on_by_no_arm(tmp_path, loss_weights):
+    from written_dataset import documents, mask_dataset, weigh_dataset, write_dataset
+
+    from exact_prep.validation.packed_data import open_corpus
+
+    def first_half(rows, row):
+        return [(0, int(rows.seq_lengths[rows.row_splits[row]]) // 2 + 1)]
+
+    path = write_dataset(tmp_path / "data", documents(40, 300), seq_len=128, loss_weights=loss_weights)
+    weigh_dataset(mask_dataset(path, first_half), supervise_first=True)
+    corpus, held_out = open_corpus(path, rows_per_step=2, held_out=2, seed=0)
+    supervised = 0
+    for batch in [*(corpus.batch(step) for step in range(5)), *held_out]:
+        assert batch.supervised.numel() == batch.ids.numel()
+        assert not batch.supervised[batch.edges[:-1]].any()
+        for start in range(0, batch.ids.numel(), 128):
+            length = int(batch.edges[batch.edges > start].min()) - start
+            assert not batch.supervised[start : start + length // 2 + 1].any()
+            supervised += int(batch.supervised[start : start + 128].sum())
+    assert supervised > 0
 
 
 def validated(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -481,14 +630,17 @@ def validated(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_cannot_be_run_is_refused_at_once_and_takes_no_place(tmp_path):
-    from written_dataset import documents, weigh_dataset, write_dataset
+    from written_dataset import documents, weigh_dataset, write_dataset, write_table
 
     out = tmp_path / "out"
     plain = write_dataset(tmp_path / "plain", documents(60, 200), seq_len=64)
+    table = write_table(plain, tmp_path / "plain.json")
     tailless = weigh_dataset(write_dataset(tmp_path / "zero", documents(120, 200), seq_len=64), tail_from=0)
     for arguments, message in (
         (["--data", plain], "not weighed; run `exact-prep weigh"),
         (["--data", tailless], "everything is tail"),
+        (["--data", tailless, "--weights", table], "made for other datasets"),
+        (["--weights", table], "--weights needs --data"),
         (["--seeds", "0,-1"], "--seeds 0,-1: numbers with commas between"),
         (["--arms", "uniform,exakt"], "there is no arm 'exakt'"),
     ):
@@ -503,7 +655,7 @@ def test_a_dataset_of_ids_is_read_once_for_its_largest(tmp_path, monkeypatch):
     from written_dataset import VOCAB, documents, weigh_dataset, write_dataset
 
     from exact_prep.reader.rows import PackedDataset
-    from exact_prep.validation.corpus import open_corpus
+    from exact_prep.validation.packed_data import open_corpus
 
     data = weigh_dataset(write_dataset(tmp_path / "data", documents(40, 300), seq_len=128))
     seen = []

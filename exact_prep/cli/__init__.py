@@ -1,4 +1,4 @@
-"""The command line: one file per command. The only room that prints: data on stdout, talk on stderr.
+"""The command line: one file per command. The only room that prints: data on stdout, messages on stderr.
 
 Nothing slow is imported before a command runs: `--help` answers in a fraction of a second.
 """
@@ -32,12 +32,12 @@ FAILURE = 1
 STOPPED = 128 + signal.SIGINT
 
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO}
-"""Why a write to an open file fails; memory, processes and open files have run out by other numbers."""
+"""Why a write to an open file fails; other numbers mean that memory, processes or open files ran out."""
 
-IMPATIENCE_S = 2.0
-"""A second signal within this time of the first is not heeded: ending takes less."""
+REPEAT_S = 2.0
+"""A second signal within this time of the first is ignored: ending takes less."""
 
-_stopped_at = -IMPATIENCE_S
+_stopped_at = -REPEAT_S
 
 
 def stoppable(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +61,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for command in (pack, weigh, report, verify, export, demo, validate):
-    app.command()(stoppable(command))
+    app.command(help=sys.modules[command.__module__].HELP)(stoppable(command))
 
 
 def print_version(wanted: bool) -> None:
@@ -71,25 +71,28 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+HELP = """Pack text corpora for long-context pretraining, and weigh every token by its effective context (EXACT).
+
+pack a corpus, weigh the result, report where supervision goes, verify that everything is correct.
+"""
+
+
+@app.callback(help=HELP)
 def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
 ) -> None:
-    """Pack text corpora for long-context pretraining, and weigh every token by its effective context (EXACT).
-
-    pack a corpus, weigh the result, report where supervision goes, verify that all is as it should be.
-    """
+    """Run `exact-prep`; see HELP."""
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 misused, 130 stopped and ready to continue."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped and ready to continue."""
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, or in the background
         signal.signal(signal.SIGINT, stop)
-    # Accepted anywhere: who needs it has just seen a command fail, and appends it.
+    # Accepted anywhere: a user who needs it has just seen a command fail, and appends it.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     if sys.stdout is not None:
@@ -107,6 +110,9 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        if limit := explain_limit(error):
+            typer.echo(f"exact-prep: {limit}", err=True)
+            sys.exit(FAILURE)
         if isinstance(error, OSError) and error.filename is None:  # files come with their names, as StorageError
             what = "cannot write to standard output" if error.errno in UNWRITABLE else "the system refuses"
             typer.echo(f"exact-prep: {what}: {error.strerror or error}", err=True)
@@ -115,15 +121,30 @@ def main() -> NoReturn:
         typer.echo("exact-prep: --debug shows where it happened", err=True)
         sys.exit(FAILURE)
     finally:
-        # All is said and safe. As it ends Python gives signals back their default, and a second Ctrl-C would turn the
-        # exit code into a death by signal.
+        # Everything is printed and safe. Python restores the default signal handlers as it ends, and a second Ctrl-C
+        # would then turn the exit code into death by a signal.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     sys.exit(0)
 
 
+def explain_limit(error: Exception) -> str:
+    """Which limit of the system an error is about, and what to do; empty if it is about none."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EAGAIN or "can't start new thread" in str(error):
+        return (
+            "no more threads or processes can be started: a limit is reached (ulimit -u, or the pids limit of a "
+            "container); raise it, or use fewer --workers"
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "no more files can be opened: a limit is reached (ulimit -n); raise it, or use fewer --workers"
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        return "memory ran out; use fewer --workers, or a machine with more memory, and start the same command again"
+    return ""
+
+
 def leave() -> NoReturn:
-    """End at once, all said: Python itself would wait for a vocabulary that is still loading in a thread."""
+    """End at once: Python itself would wait for a vocabulary that is still loading in a thread."""
     from multiprocessing import active_children
 
     for worker in active_children():
@@ -135,25 +156,25 @@ def leave() -> NoReturn:
 
 
 def refuse_bytes(arguments: list[str]) -> None:
-    """Raise UsageError for an argument that is not text: no record and no Arrow file takes it."""
+    """Raise UsageError for an argument that is not text: records and Arrow files cannot hold it."""
     for argument in arguments:
         if any("\ud800" <= char <= "\udfff" for char in argument):
             raise UsageError(f"the argument {argument!a} is not UTF-8; rename what it names")
 
 
 def exit_code(error: ExactPrepError) -> int:
-    """What the shell is told of an error."""
+    """The exit code of an error."""
     return MISUSE if isinstance(error, (UsageError, WeightsError)) else FAILURE
 
 
 def stop(number: int, frame: Any) -> None:
-    """SIGTERM, as schedulers send it, and Ctrl-C end a run alike.
+    """SIGTERM, as schedulers send it, and Ctrl-C end a run in the same way.
 
-    It is a KeyboardInterrupt until it leaves the command, for no `except Exception` on its way may take it for a fault.
-    Signals often come several times (`timeout` signals a process and then its group): what follows within
-    IMPATIENCE_S does not disturb the ending.
+    It is a KeyboardInterrupt until it leaves the command, so that no `except Exception` on its way handles it.
+    Signals often come several times (`timeout` signals a process and then its group): those within REPEAT_S of the
+    first are ignored.
     """
     global _stopped_at
     before, _stopped_at = _stopped_at, time.monotonic()
-    if _stopped_at - before > IMPATIENCE_S:
+    if _stopped_at - before > REPEAT_S:
         raise KeyboardInterrupt

@@ -20,3 +20,23 @@ Workers = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.", rich_help_panel="Run")]
+NoLock = Annotated[
+    bool,
+    typer.Option(
+        "--no-lock",
+        help="Take no lock, on a file system that has none; no other run may use the directory.",
+        rich_help_panel="Run",
+    ),
+]
+WeightsTable = Annotated[
+    Optional[Path],  # noqa: UP045 - Typer reads it at run time
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="A table that `weigh --out` wrote, in place of the dataset's own weights.",
+    ),
+]
+FromElsewhere = Annotated[
+    bool,
+    typer.Option("--weights-from-elsewhere", help="Take a --weights table that was made for other datasets."),
+]

@@ -13,18 +13,29 @@ if TYPE_CHECKING:
     from exact_prep.records.options import PackOptions
 
 
+HELP = """Pack and weigh a small real corpus that comes with exact-prep, and show where supervision goes.
+"""
+"""What `--help` says: not the docstring, which `python -OO` removes."""
+
+
 def demo(
     out: Annotated[Path, typer.Option(help="Where the dataset goes.")] = Path("exact-demo"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Pack and weigh a small real corpus that comes with exact-prep, and show where supervision goes."""
+    """Run `exact-prep demo`; see HELP."""
     from rich.console import Console
 
     from exact_prep.cli.progress import Display
     from exact_prep.demo import corpus_path, tokenizer_path
-    from exact_prep.pipeline import WeighOptions, pack, weigh
-    from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
-    from exact_prep.reports import gather
+    from exact_prep.pipeline import pack, weigh
+    from exact_prep.records.options import (
+        PackingOptions,
+        PackOptions,
+        SourceOptions,
+        TokenizerOptions,
+        WeightOptions,
+    )
+    from exact_prep.reports import load_facts
     from exact_prep.reports.terminal import render
 
     options = PackOptions(
@@ -35,8 +46,8 @@ def demo(
     with Display() as display:
         if overwrite or not is_packed(out, options):
             pack([str(corpus_path())], options, out, overwrite=overwrite, emit=display)
-        weigh(out, WeighOptions(), emit=display)
-    Console().print(render(gather(out)))
+        weigh(out, WeightOptions(), emit=display)
+    Console().print(render(load_facts(out)))
     typer.echo(
         "\nLoad it with:\n\n"
         "    from datasets import load_from_disk\n"
@@ -46,10 +57,13 @@ def demo(
 
 
 def is_packed(out: Path, options: PackOptions) -> bool:
-    """Whether an earlier demo was stopped after it had packed: there the same command weighs, and refuses nothing."""
-    from exact_prep.dataset import MANIFEST, is_unfinished, load_manifest, load_weights_file
+    """Whether an earlier demo was stopped after it had packed: then the same command weighs, and refuses nothing."""
+    from exact_prep.dataset import MANIFEST, is_incomplete, open_dataset
 
-    if not (out / MANIFEST).is_file() or is_unfinished(out) or load_manifest(out).options != options:
+    if not (out / MANIFEST).is_file() or is_incomplete(out):
         return False
-    weights = load_weights_file(out)
-    return weights is None or weights.state != "complete"
+    dataset = open_dataset(out)
+    if dataset.manifest.options != options:
+        return False
+    weights = dataset.weights()
+    return weights.kind == "plain" or weights.state != "complete"

@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from exact_prep.choices import Align, ExportFormat
-from exact_prep.cli.arguments import Overwrite
+from exact_prep.cli.arguments import FromElsewhere, NoLock, Overwrite, WeightsTable
 
-BYTES_PER_TOKEN = 6
-"""Of the shards: an id and a weight."""
+HELP = """Write a weighed dataset as another trainer's files; export.json says what they hold.
+
+Trainers that import Python need no export: `exact_prep.open(DIR)` reads the dataset as it is.
+"""
+"""What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def export(
@@ -31,34 +34,32 @@ def export(
             show_default="as the format's readers expect",
         ),
     ] = None,
+    weights: WeightsTable = None,
+    weights_from_elsewhere: FromElsewhere = False,
     overwrite: Overwrite = False,
+    no_lock: NoLock = False,
 ) -> None:
-    """Write a weighed dataset as another trainer's files; export.json says what they hold.
-
-    Trainers that import Python need no export: `exact_prep.open(DIR)` reads the dataset as it is.
-    """
+    """Run `exact-prep export`; see HELP."""
     from exact_prep.cli.progress import Display
-    from exact_prep.pipeline import events
-    from exact_prep.pipeline.export import export as run
-    from exact_prep.reader.rows import open as open_dataset
+    from exact_prep.pipeline import export as run
 
-    dataset = open_dataset(directory)
-    total, done = len(dataset) * dataset.seq_len * BYTES_PER_TOKEN, 0
     with Display() as display:
-        display(events.Started(what="export", tasks=1, done=0, total_bytes=total, done_bytes=0))
-
-        def progress(more: int) -> None:
-            nonlocal done
-            done += more
-            display(events.Progress(bytes=BYTES_PER_TOKEN * done, tokens=done))
-
-        made = run(directory, to, out, align=align, overwrite=overwrite, progress=progress)
-        display(events.Finished())
+        made = run(
+            directory,
+            to,
+            out,
+            align=align,
+            weights=weights,
+            weights_from_elsewhere=weights_from_elsewhere,
+            overwrite=overwrite,
+            lock=not no_lock,
+            emit=display,
+        )
     typer.echo(
         f"{out}: {made['rows']:,} rows of {made['seq_len']:,} tokens for {to}, weights aligned with the {made['align']}"
     )
     if shares := made.get("tail_share_of_supervision"):
         typer.echo(
-            f"{out}: the tail gets {shares['uniform']:.2%} of supervision when rows are drawn alike, "
+            f"{out}: the tail gets {shares['uniform']:.2%} of supervision when rows are sampled uniformly, "
             f"{shares['row_weights']:.2%} with these row weights, {shares['token_weights']:.2%} with token weights"
         )

@@ -8,11 +8,27 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.choices import Backend, InputFormat, OnError, Packing, SpecialTokens
-from exact_prep.cli.arguments import Overwrite, Workers
+from exact_prep.choices import (
+    MAX_COUNT,
+    MAX_SEQ_LEN,
+    Backend,
+    InputFormat,
+    LossWeights,
+    OnError,
+    Packing,
+    SpecialTokens,
+)
+from exact_prep.cli.arguments import NoLock, Overwrite, Workers
 from exact_prep.errors import UsageError
 
 SOURCE, TOKENS, ROWS, RUN = "Documents", "Tokens", "Rows", "Run"
+
+
+HELP = """Tokenize and pack a corpus into Arrow shards with plain loss weights.
+
+The result opens with `datasets.load_from_disk`. Interrupted, the same command continues where it stopped.
+"""
+"""What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def pack(
@@ -25,7 +41,7 @@ def pack(
     out: Annotated[Path, typer.Option(help="Directory of the packed dataset.", rich_help_panel=ROWS)],
     seq_len: Annotated[
         list[int],
-        typer.Option(min=2, max=2**27, help="Tokens per row; repeat it for several datasets.", rich_help_panel=ROWS),
+        typer.Option(min=2, help="Tokens per row; repeat it for several datasets.", rich_help_panel=ROWS),
     ],
     tokenizer: Annotated[
         str | None,
@@ -43,6 +59,14 @@ def pack(
     input_format: Annotated[
         InputFormat, typer.Option(help="Format of the inputs, if not by their names.", rich_help_panel=SOURCE)
     ] = "auto",
+    source_from: Annotated[
+        str,
+        typer.Option(
+            metavar="input|dir|field:NAME",
+            help="What labels a document's source: the INPUT, the file's directory in it, or a field of the record.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = "input",
     separator: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +75,9 @@ def pack(
     ] = None,
     on_error: Annotated[
         OnError,
-        typer.Option(help="A bad document stops the run, or is set aside in rejected.jsonl.", rich_help_panel=SOURCE),
+        typer.Option(
+            help="A bad document stops the run, or is skipped and listed in rejected.jsonl.", rich_help_panel=SOURCE
+        ),
     ] = "stop",
     limit_docs: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many documents.", rich_help_panel=SOURCE)
@@ -101,12 +127,19 @@ def pack(
         int | None,
         typer.Option(
             min=0,
-            max=2**63 - 1,
             metavar="SEED",
             help="Permute documents and rows within each task.",
             rich_help_panel=ROWS,
         ),
     ] = None,
+    loss_weights: Annotated[
+        LossWeights,
+        typer.Option(
+            help="`column`: shards hold the weights, which any trainer reads. `table`: they do not, a third smaller; "
+            "exact_prep.open computes them from weights.json.",
+            rich_help_panel=ROWS,
+        ),
+    ] = "column",
     task_size: Annotated[
         int | None,
         typer.Option(
@@ -119,20 +152,29 @@ def pack(
     ] = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
+    no_lock: NoLock = False,
 ) -> None:
-    """Tokenize and pack a corpus into Arrow shards with plain loss weights.
-
-    The result opens with `datasets.load_from_disk`. Interrupted, the same command continues where it stopped.
-    """
+    """Run `exact-prep pack`; see HELP."""
     from exact_prep.cli.progress import Display
     from exact_prep.pipeline import pack as run
-    from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
+    from exact_prep.records.options import (
+        PackingOptions,
+        PackOptions,
+        SourceOptions,
+        TokenizerOptions,
+        check_source_from,
+    )
 
+    if (longest := max(seq_len)) > MAX_SEQ_LEN:
+        raise UsageError(f"--seq-len {longest}: a row holds at most {MAX_SEQ_LEN:,} tokens")
+    if shuffle is not None and shuffle > MAX_COUNT:
+        raise UsageError(f"--shuffle {shuffle}: a seed is at most 2**63 - 1")
     options = PackOptions(
         source=SourceOptions(
             text_field=text_field,
             ids_field=ids_field,
             input_format=input_format,
+            source_from=check_source_from(source_from),
             separator=separator,
             on_error=on_error,
             task_bytes=task_size,
@@ -150,6 +192,7 @@ def pack(
             pad_token=pad_token,
         ),
         packing=PackingOptions(seq_lens=tuple(seq_len), packing=packing, shuffle=shuffle),
+        loss_weights=loss_weights,
     )
     if "-" in inputs and sys.stdin is None:
         raise UsageError("standard input is closed; give the documents to it, or name a file in place of `-`")
@@ -161,6 +204,7 @@ def pack(
             out,
             workers=workers,
             overwrite=overwrite,
+            lock=not no_lock,
             stdin=stdin,
             emit=display,
         )

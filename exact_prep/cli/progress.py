@@ -19,6 +19,14 @@ from rich.text import Text
 from exact_prep.pipeline import events
 
 
+class SizeColumn(DownloadColumn):
+    """Bytes done of all bytes; nothing for tasks that have no size."""
+
+    def render(self, task: Task) -> Text:
+        """The sizes."""
+        return super().render(task) if task.fields["unit"] == "bytes" else Text("")
+
+
 class RateColumn(ProgressColumn):
     """Tokens per second of this run."""
 
@@ -36,7 +44,7 @@ class Display:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),  # it may name a path
             BarColumn(),
-            DownloadColumn(),
+            SizeColumn(),
             RateColumn(),
             TextColumn("{task.fields[tasks]}"),
             TimeRemainingColumn(),
@@ -75,7 +83,7 @@ class Display:
 
     def _start(self, event: events.Started) -> None:
         if event.done:
-            self(events.Note(text=f"{event.what}: {event.done} of {event.tasks} tasks were done already"))
+            self(events.Note(text=f"{event.what}: {event.done} of {event.tasks} tasks were finished already"))
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._done_bytes = event.done_bytes
@@ -84,5 +92,6 @@ class Display:
             total=event.total_bytes,
             completed=event.done_bytes,
             tokens=0,
+            unit=event.unit,
             tasks=f"{event.done}/{event.tasks} tasks",
         )

@@ -6,7 +6,11 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Dataset
+from exact_prep.cli.arguments import Dataset, FromElsewhere, WeightsTable
+
+HELP = """Show where supervision goes: targets and weights by effective context, before and after weighing.
+"""
+"""What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def report(
@@ -14,13 +18,17 @@ def report(
     as_json: Annotated[
         bool, typer.Option("--json", help="The same facts as JSON: a list, one entry per dataset.")
     ] = False,
+    weights: WeightsTable = None,
+    weights_from_elsewhere: FromElsewhere = False,
 ) -> None:
-    """Show where supervision goes: targets and weights by effective context, before and after weighing."""
-    from exact_prep.dataset import datasets_in
+    """Run `exact-prep report`; see HELP."""
+    from exact_prep.dataset import find_datasets
     from exact_prep.records import canonical_json
-    from exact_prep.reports import gather
+    from exact_prep.reports import load_facts
 
-    facts = [gather(home) for home in datasets_in(directory)]
+    facts = [
+        load_facts(home, weights, weights_from_elsewhere=weights_from_elsewhere) for home in find_datasets(directory)
+    ]
     if as_json:
         typer.echo(canonical_json([fact.model_dump(mode="json") for fact in facts]).decode(), nl=False)
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from exact_prep.cli.arguments import Workers
+from exact_prep.cli.arguments import FromElsewhere, WeightsTable, Workers
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,11 +23,20 @@ CELL_WIDTH = 18
 """And each arm."""
 
 
+HELP = r"""Train pairs of models that differ only in the weights, with controls, and show what the weights did.
+
+Interrupted, the same command continues. Needs the extra: pip install 'exact-prep\[validate]'.
+"""
+"""What `--help` says: not the docstring, which `python -OO` removes."""
+
+
 def validate(
     out: Annotated[Path, typer.Option(help="Where runs, results.json and plots go.")] = Path("validation"),
     data: Annotated[
         Path | None, typer.Option(help="A dataset that was packed and weighed; without it synthetic recall.")
     ] = None,
+    weights: WeightsTable = None,
+    weights_from_elsewhere: FromElsewhere = False,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Synthetic key-value recall (the default).")] = False,
     model: Annotated[
         str, typer.Option(help="`small`, or the directory of a Hugging Face causal language model.")
@@ -55,17 +64,15 @@ def validate(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
     workers: Workers = None,
 ) -> None:
-    r"""Train pairs of models that differ only in the weights, with controls, and show what the weights did.
-
-    Interrupted, the same command continues. Needs the extra: pip install 'exact-prep\[validate]'.
-    """
+    """Run `exact-prep validate`; see HELP."""
     from rich.console import Console
 
-    from exact_prep.engines import cores
+    from exact_prep.cli.progress import Display
+    from exact_prep.engines import count_cores
 
     try:
         from exact_prep.validation.experiment import choose_device, run_experiment
-        from exact_prep.validation.plan import Experiment
+        from exact_prep.validation.jobs import Experiment
     except ModuleNotFoundError as error:
         raise UsageError(f"validate needs {error.name}: pip install 'exact-prep[validate]'") from None
     from exact_prep.validation.plots import plot
@@ -73,6 +80,8 @@ def validate(
 
     if data is not None and synthetic:
         raise UsageError("--data and --synthetic exclude each other")
+    if weights is not None and data is None:
+        raise UsageError("--weights needs --data: it is a table for a packed dataset")
     chosen = TIERS[tier]
     on = choose_device(device)
     experiment = Experiment(
@@ -82,17 +91,15 @@ def validate(
         seeds=parse_seeds(seeds) if seeds else chosen.seeds,
         out=out,
         data=data,
+        weights=weights,
+        weights_from_elsewhere=weights_from_elsewhere,
         model=None if model == "small" else Path(model),
         device=on,
         nolima=nolima,
         harness=tuple(harness.split(",")) if harness else (),
     )
-    talk = Console(stderr=True)
-    results = run_experiment(
-        experiment,
-        workers=1 if on == "cuda" else workers or cores(),
-        told=lambda line: talk.print(f"exact-prep: {line}", markup=False, highlight=False),
-    )
+    with Display() as display:
+        results = run_experiment(experiment, workers=1 if on == "cuda" else workers or count_cores(), emit=display)
     console = Console()
     for part in tables(results, console.width):
         console.print(part)
@@ -123,7 +130,7 @@ def table(results: Results, arms: list[str]) -> Table:
     """Some arms against uniform: mean of the paired differences, plus or minus half of the interval."""
     from rich.table import Table
 
-    from exact_prep.validation.compare import in_order
+    from exact_prep.validation.differences import sort_measures
 
     grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     grid.add_column("measure", no_wrap=True)
@@ -132,7 +139,7 @@ def table(results: Results, arms: list[str]) -> Table:
     uniform = [run for run in results.runs if run.arm == "uniform"]
     found = {(d.arm, d.measure): d for d in results.differences if d.against == "uniform"}
     colours = {"better": "green", "worse": "red", "shows nothing": "dim", "one seed": "default"}
-    for measure in in_order(uniform[0].measures):
+    for measure in sort_measures(uniform[0].measures):
         cells = [f"{sum(run.measures[measure] for run in uniform) / len(uniform):.4f}"]
         for arm in arms:
             d = found[arm, measure]
@@ -144,10 +151,10 @@ def table(results: Results, arms: list[str]) -> Table:
 
 def verdict(results: Results) -> list[str]:
     """What the experiment is said to show, by the rule set before it."""
-    from exact_prep.validation.compare import GUARD, tallies
+    from exact_prep.validation.differences import GUARD, count_readings
 
     lines = []
-    for arm, tally in tallies(results).items():
+    for arm, tally in count_readings(results).items():
         words = [f"{count} {reading}" for reading, count in tally.items() if count]
         guard = next(d for d in results.differences if (d.arm, d.against, d.measure) == (arm, "uniform", GUARD))
         short = f"short contexts: {guard.reading} ({guard.mean:+.4f})"

@@ -7,8 +7,14 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.choices import Normalize
-from exact_prep.cli.arguments import Dataset, Overwrite, Workers
+from exact_prep.choices import MAX_WEIGHT, Normalize
+from exact_prep.cli.arguments import Dataset, NoLock, Workers
+
+HELP = """Write EXACT weights into the shards: targets with a long effective context get a fixed extra supervision.
+
+In place, at the cost of writing the weights; another `weigh` with other parameters replaces them.
+"""
+"""What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def weigh(
@@ -19,10 +25,15 @@ def weigh(
     ] = 0.5,
     tail_from: Annotated[
         int | None,
-        typer.Option(min=0, help="Effective context from which the tail begins.", show_default="a quarter of the row"),
+        typer.Option(
+            min=0,
+            help="Effective context from which the tail begins: a bucket edge (0, 8, 16, 32, ...).",
+            show_default="the first edge from a quarter of the row on",
+        ),
     ] = None,
     max_weight: Annotated[
-        float | None, typer.Option(min=1, max=65504, help="Clip weights; the report states what that took.")
+        float | None,
+        typer.Option(min=1, max=MAX_WEIGHT, help="Limit weights; the report states what that took."),
     ] = None,
     supervise_first: Annotated[
         bool, typer.Option("--supervise-first", help="Let the first token of a segment carry loss.")
@@ -31,24 +42,31 @@ def weigh(
         Normalize, typer.Option(help="`mean`: divide all weights by their mean over supervised targets.")
     ] = "none",
     eps: Annotated[float, typer.Option(help="Added to a bucket's share before it is inverted.")] = 1e-6,
+    allow_empty_tail: Annotated[
+        bool, typer.Option("--allow-empty-tail", help="Write weights of 1 where no target is in the tail.")
+    ] = False,
     recount: Annotated[
         bool, typer.Option("--recount", help="Count the exposure again from the shards, and compare.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Write a weighed copy here instead of weighing in place.", rich_help_panel="Run")
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Write the table alone to this file and leave the dataset as it is; other commands take it with "
+            "--weights.",
+            rich_help_panel="Run",
+        ),
     ] = None,
     workers: Workers = None,
-    overwrite: Overwrite = False,
+    no_lock: NoLock = False,
 ) -> None:
-    """Write EXACT weights into the shards: targets with a long effective context get a fixed extra supervision.
-
-    In place, at the cost of copying the weights; another `weigh` with other parameters replaces them.
-    """
+    """Run `exact-prep weigh`; see HELP."""
     from exact_prep.cli.progress import Display
-    from exact_prep.pipeline import WeighOptions
     from exact_prep.pipeline import weigh as run
+    from exact_prep.records.options import WeightOptions
+    from exact_prep.weighing.files import load_table
 
-    options = WeighOptions(
+    options = WeightOptions(
         alpha=alpha,
         gamma=gamma,
         tail_from=tail_from,
@@ -56,12 +74,27 @@ def weigh(
         max_weight=max_weight,
         supervise_first=supervise_first,
         normalize=normalize,
-        recount=recount,
     )
     with Display() as display:
-        files = run(directory, options, out=out, workers=workers, overwrite=overwrite, emit=display)
-    for file in files:
-        typer.echo(
-            f"{out or directory}: rows of {file.seq_len:,} tokens, effective context of {file.tail_start:,} or more: "
-            f"{file.tail_share:.2%} of supervision before, {file.weighted_tail_share:.2%} after"
+        files = run(
+            directory,
+            options,
+            out=out,
+            recount=recount,
+            allow_empty_tail=allow_empty_tail,
+            workers=workers,
+            lock=not no_lock,
+            emit=display,
         )
+    for file in files:
+        table = load_table(file)
+        typer.echo(
+            f"{out or directory}: rows of {file.seq_len:,} tokens, effective context of {table.tail_start:,} or more: "
+            f"{table.tail_share:.2%} of supervision before, {table.weighted_tail_share:.2%} after"
+        )
+        if file.rounding and table.extra:
+            stored, error = file.rounding.extra_float16, file.rounding.extra_relative_error
+            typer.echo(
+                f"{out or directory}: extra supervision {table.extra:.6g}, "
+                f"{stored:.6g} as stored in float16 (off by {abs(error):.2%})"
+            )

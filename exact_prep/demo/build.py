@@ -1,6 +1,7 @@
-"""Make the demo's corpus and tokenizer again, byte for byte: `python -m exact_prep.demo.build KJV JARGON OUT`.
+"""Rebuild the demo's corpus and tokenizer, byte for byte: `python -m exact_prep.demo.build KJV JARGON OUT`.
 
-KJV is what Debian's `bible -f` prints for `gen1:1-rev22:21`, JARGON is its jargon.txt; SOURCES.md names the packages.
+KJV is the output of Debian's `bible -f` for `gen1:1-rev22:21`; JARGON is Debian's jargon.txt. SOURCES.md names the
+packages.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 
 EOS = "<|endoftext|>"
 WHOLE = {"Ge", "Exo", "Isa", "Job", "Mat", "Acts", "Rom", "Rev", "Jonah", "Ruth"}
-"""Books that are one document each."""
+"""Books that become one document each."""
 VERSES = {"Prv", "Eccl", "SSol", "Jas", "1Jn"}
-"""Books whose verses are documents; those of the others are their chapters."""
+"""Books in which each verse is a document. In all other books, each chapter is one."""
 LEFT_OUT = {"Lev", "Num", "Deu", "1Chr", "2Chr", "1Ki", "2Ki", "Eze", "Jer"}
-"""To keep it small."""
+"""Books left out to keep the package small."""
 
 
-def bible(text: str) -> Iterator[tuple[str, str]]:
-    """(title, text) of every book, chapter or verse."""
+def read_bible(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (title, text) of every document: a book, chapter or verse."""
     parts: dict[str, list[str]] = {}
     for book, chapter, verse, words in re.findall(r"^(\d?[A-Z][A-Za-z]*)(\d+):(\d+) (.+)$", text, re.MULTILINE):
         if book in LEFT_OUT:
@@ -39,8 +40,8 @@ def bible(text: str) -> Iterator[tuple[str, str]]:
         yield title, "\n".join(lines)
 
 
-def jargon(text: str) -> Iterator[tuple[str, str]]:
-    """(title, text) of the Jargon File's chapters and appendices; the lexicon is left out."""
+def read_jargon(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (title, text) of the Jargon File's chapters and appendices, without the lexicon."""
     text = re.sub(r"(?s)\nGlossary\n.*?\n(?=Appendix A\. )", "\n", text)
     headings = list(re.finditer(r"^(?:Chapter \d+|Appendix [A-C])\. .+$|^Bibliography$", text, re.MULTILINE))
     for heading, following in zip(headings, [*headings[1:], None], strict=True):
@@ -52,7 +53,7 @@ def main(kjv: Path, jargon_file: Path, out: Path) -> None:
     """Write corpus.jsonl.gz, tokenizer.json and tokenizer_config.json to `out`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    documents = [*bible(kjv.read_text()), *jargon(jargon_file.read_text().replace("\xa0", " "))]
+    documents = [*read_bible(kjv.read_text()), *read_jargon(jargon_file.read_text().replace("\xa0", " "))]
     random.Random(20260510).shuffle(documents)
     lines = [{"id": number, "title": title, "text": text} for number, (title, text) in enumerate(documents)]
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()

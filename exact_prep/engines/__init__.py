@@ -1,59 +1,60 @@
-"""Engines run a function over independent items. They know no stage, no file and no record.
+"""Engines run a function over independent items. They know nothing about stages, files or records.
 
-    serial      in this process, one after the other
-    processes   in spawned worker processes
+    serial      in this process, one item at a time
+    processes   in a pool of spawned worker processes
 
-A function takes (item, meter) and returns something small; what it makes, it makes on disk. Engines may run items in
-any order, and an item twice if its worker died.
+The function takes (item, meter) and returns something small; large results go to disk. Engines may run items in any
+order, and run an item again if its worker died.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableSequence, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+CPU_QUOTA, CPU_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+"""Where Linux keeps a container's share of the processors: two numbers in microseconds."""
+
 METERS = 2
-"""Counters per item: bytes read and tokens made, in this order."""
+"""Counters per item: bytes read and tokens produced, in this order."""
 
 
-@dataclass(frozen=True)
 class Meter:
-    """How far one item has come; written by the function that works on it, read by the engine."""
+    """The progress of one item, written by the function that processes it: bytes read and tokens produced."""
 
-    counters: MutableSequence[int]
-    """Counters of all items; this item's lie at `start`."""
-    start: int
+    def __init__(self, report: Callable[[tuple[int, ...]], None]) -> None:
+        """`report` receives the counts each time they change; it must be quick."""
+        self.counts = (0,) * METERS
+        self._report = report
 
     def add(self, *amounts: int) -> None:
-        """Count `amounts` more, in the order of the counters."""
-        for offset, amount in enumerate(amounts):
-            self.counters[self.start + offset] += amount
-
-    def reset(self) -> None:
-        """Begin again at 0."""
-        for offset in range(METERS):
-            self.counters[self.start + offset] = 0
+        """Add `amounts` to the counts, in their order."""
+        more = amounts + (0,) * (METERS - len(amounts))
+        self.counts = tuple(count + own for count, own in zip(self.counts, more, strict=True))
+        self._report(self.counts)
 
 
 class Observer(Protocol):
-    """Who is told how a run goes."""
+    """Receives the progress of a run."""
 
     def progressed(self, totals: tuple[int, ...]) -> None:
-        """The sums of all items' counters are `totals`."""
+        """Called often; `totals` are the sums of all items' counters."""
 
     def worker_died(self, name: str, cause: str) -> None:
-        """A worker died of `cause` while it worked on the item `name`, which starts again."""
+        """Called when a worker died of `cause` while it processed the item `name`, which is started again."""
 
 
 class Silent:
-    """An observer that does not look."""
+    """An observer that ignores everything."""
 
     def progressed(self, totals: tuple[int, ...]) -> None:
         """Ignore it."""
@@ -62,14 +63,27 @@ class Silent:
         """Ignore it."""
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def count_cores() -> int:
+    """The number of processors that this process may use, at most what its control group allows."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(math.ceil(min(cores, read_quota())), 1)
 
 
-def crew(work: int, each: int) -> int:
-    """How many workers to start for an amount of work: one per core, as long as there is `each` for every one."""
-    return max(min(cores(), work // each), 1)
+def read_quota() -> float:
+    """Processors that the control group of a container allows (cgroup v2, then v1); infinity without a limit."""
+    for path, read in ((CPU_MAX, str.split), (CPU_QUOTA, lambda text: [text, CPU_PERIOD.read_text()])):
+        try:
+            quota, period, *_ = (float(word) for word in read(path.read_text()))
+        except (OSError, ValueError):  # no such file, or no limit: `max`
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
+
+
+def count_workers(work: int, each: int) -> int:
+    """How many workers to start for an amount of `work`: at most one per core, and each gets at least `each` of it."""
+    return max(min(count_cores(), work // each), 1)
 
 
 def run(
@@ -80,9 +94,9 @@ def run(
     name: Callable[[Item], str],
     observer: Observer | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Yield (index of item, result) as items finish, on `workers` processes, or in this one if that is 1.
+    """Yield (index of item, result) as items finish, on `workers` processes; with one worker, in this process.
 
-    Raises what the function raises, and WorkerError if a worker dies twice over one item.
+    Raises what the function raises, and WorkerError if two workers die on the same item.
     """
     observer = observer or Silent()
     if min(workers, len(items)) <= 1:

@@ -1,9 +1,9 @@
-"""Items on spawned worker processes (spawn, because forking after threads hangs tokenizer libraries).
+"""Runs items in a pool of spawned worker processes (spawn, because forking after threads hangs tokenizer libraries).
 
-Each worker has a pipe of its own and shares no lock or queue with the others: it may be killed at any instruction, and
-nobody waits for what it held. Workers ignore Ctrl-C (the parent decides), die at once of SIGTERM, and die with their
-parent however it dies. A worker that dies (of the kernel's out-of-memory killer, say) is reported with the item it
-worked on, which is tried once more.
+Each worker has its own pipe and shares no lock, queue or memory with the others. So it may be killed at any
+instruction, and no other process waits for something it held; and no /dev/shm is needed, which containers keep small.
+Workers ignore Ctrl-C (the parent decides), die at once on SIGTERM, and die when their parent dies, for any reason. When
+a worker dies, for example killed because memory ran out, its item is reported and tried once more.
 """
 
 from __future__ import annotations
@@ -21,23 +21,21 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from exact_prep.engines import METERS, Item, Meter, Observer, Result
 from exact_prep.errors import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableSequence, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
 POLL_S = 0.1
-"""How often progress is looked at."""
+"""How often workers send their progress, and the run reports it."""
 
 SPAWN = multiprocessing.get_context("spawn")
 
-PATIENCE_S = 5.0
-"""How long a worker that was told to end may take before it is killed."""
+SHUTDOWN_S = 5.0
+"""How long a worker may take to end after SIGTERM before it is killed."""
 
 
 def run(
@@ -49,23 +47,21 @@ def run(
     observer: Observer,
 ) -> Iterator[tuple[int, Result]]:
     """Yield (index, result) as items finish; see `exact_prep.engines.run`."""
-    # One slot per item, written by one worker at a time.
-    counters = SPAWN.RawArray("q", METERS * len(items))
-    crew, totals = Crew(function, items, counters, name, observer), np.frombuffer(counters, np.int64)
+    pool = WorkerPool(function, items, name, observer)
     left, looked = len(items), 0.0
     try:
         for _ in range(workers):
-            crew.start()
+            pool.start()
         while left:
-            for index, result in crew.answers(crew.wait()):
+            for index, result in pool.read_answers(pool.wait()):
                 left -= 1
                 yield index, result
-            crew.assign()
+            pool.assign()
             if not left or time.monotonic() - looked > POLL_S:
                 looked = time.monotonic()
-                observer.progressed(tuple(totals.reshape(-1, METERS).sum(axis=0).tolist()))
+                observer.progressed(pool.totals)
     finally:
-        crew.dismiss()
+        pool.shutdown()
 
 
 @dataclass
@@ -74,136 +70,169 @@ class Worker:
 
     process: BaseProcess
     pipe: Connection
-    """It says that it is ready, gets an item, answers with its result or an exception, gets the next."""
-    second: bool
-    """Whether it stands in for one that died before it was ready."""
+    """Carries items to the worker, and back (kind, value): ready, progress, result or error."""
+    is_replacement: bool
+    """Whether it replaces a worker that died before it was ready."""
     ready: bool = False
     index: int | None = None
-    """The item it works on."""
+    """The index of the item it processes; None while it is idle."""
+    counts: tuple[int, ...] = (0,) * METERS
+    """How far that item is."""
 
 
-class Crew:
-    """The workers of a run, and the items that wait for one."""
+class WorkerPool:
+    """The workers of a run, and the items that wait for a worker."""
 
     def __init__(
         self,
         function: Callable[[Any, Meter], Any],
         items: Sequence[Any],
-        counters: MutableSequence[int],
         name: Callable[[Any], str],
         observer: Observer,
     ) -> None:
-        self._function, self._items, self._counters = function, items, counters
+        self._function, self._items = function, items
         self._name, self._observer = name, observer
         self._waiting = deque(range(len(items)))
         self._died: set[int] = set()
         self._workers: list[Worker] = []
+        self._done = (0,) * METERS
+        """Counts of finished items."""
 
-    def start(self, *, second: bool = False) -> None:
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """Counts of all items, finished or not."""
+        return tuple(map(sum, zip(self._done, *(worker.counts for worker in self._workers), strict=True)))
+
+    def start(self, *, is_replacement: bool = False) -> None:
         """Start a worker."""
         here, there = SPAWN.Pipe()
-        process = SPAWN.Process(target=serve, args=(there, self._function, self._counters), daemon=True)
+        process = SPAWN.Process(target=serve, args=(there, self._function), daemon=True)
         with interrupts_blocked():
             process.start()
         there.close()
-        self._workers.append(Worker(process, here, second))
+        self._workers.append(Worker(process, here, is_replacement))
 
     def wait(self) -> list[Worker]:
-        """Wait a moment for workers to say something, or to die."""
-        heard = wait([worker.pipe for worker in self._workers], timeout=POLL_S)
-        return [worker for worker in self._workers if worker.pipe in heard]
+        """Wait up to POLL_S; return the workers that have answered or died."""
+        readable = wait([worker.pipe for worker in self._workers], timeout=POLL_S)
+        return [worker for worker in self._workers if worker.pipe in readable]
 
-    def answers(self, heard: Sequence[Worker]) -> Iterator[tuple[int, Any]]:
-        """What those workers have to say of their items; raises what they raised, and WorkerError."""
-        for worker in heard:
+    def read_answers(self, workers: Sequence[Worker]) -> Iterator[tuple[int, Any]]:
+        """Yield (index, result) from workers that have answered; raises what they raised, and WorkerError."""
+        for worker in workers:
             try:
-                answer = worker.pipe.recv()
-            except (EOFError, OSError):  # the pipe ends with the process, perhaps in the middle of an answer
+                kind, value = worker.pipe.recv()
+            except (EOFError, OSError):  # the worker has died, perhaps in the middle of an answer
                 self._replace(worker)
                 continue
-            index, worker.index, worker.ready = worker.index, None, True
-            if isinstance(answer, BaseException):
-                raise answer
-            if index is not None:
-                yield index, answer
+            if kind == "error":
+                raise value
+            if kind == "progress":
+                worker.counts = value
+                continue
+            worker.ready = True
+            if kind == "result" and worker.index is not None:
+                result, worker.counts = value
+                self._done, worker.counts = self._add(worker.counts), (0,) * METERS
+                index, worker.index = worker.index, None
+                yield index, result
+
+    def _add(self, counts: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(done + own for done, own in zip(self._done, counts, strict=True))
 
     def assign(self) -> None:
-        """Give every idle worker an item that waits."""
+        """Give each idle worker one of the waiting items."""
         for worker in self._workers:
             if self._waiting and worker.ready and worker.index is None:
                 worker.index = self._waiting.popleft()
-                with suppress(OSError):  # it has died, and its pipe will say so
-                    worker.pipe.send((self._items[worker.index], worker.index))
+                with suppress(OSError):  # the worker has died; `read_answers` will see it at its pipe
+                    worker.pipe.send(self._items[worker.index])
 
     def _replace(self, worker: Worker) -> None:
-        """Start another worker for one that died, if there is work for it; raises WorkerError the second time."""
+        """Replace a dead worker if items are waiting; raises WorkerError if its item or its start failed before."""
         self._workers.remove(worker)
         worker.pipe.close()
         worker.process.join()
-        cause = cause_of(worker.process.exitcode or 0)
+        cause = describe_exit(worker.process.exitcode or 0)
         if worker.index is not None:
             task = self._name(self._items[worker.index])
             if worker.index in self._died:
                 raise WorkerError(
                     f"a worker died twice over {task}: {cause}; "
-                    "give the run more memory or fewer workers, then start it again: it continues"
+                    "use fewer workers (--workers) or more memory, then run the same command again to continue"
                 )
             self._died.add(worker.index)
             self._waiting.appendleft(worker.index)
             self._observer.worker_died(task, cause)
         elif not worker.ready:
-            if worker.second:
+            if worker.is_replacement:
                 raise WorkerError(
-                    f"worker processes cannot start: {cause}; try --workers 1 to see why, the run continues"
+                    f"worker processes cannot start: {cause}; "
+                    "run again with --workers 1 to see why: it continues from here"
                 )
             self._observer.worker_died("a task it had not begun", cause)
         if self._waiting:
-            self.start(second=not worker.ready)
+            self.start(is_replacement=not worker.ready)
 
-    def dismiss(self) -> None:
-        """End all workers, whatever they are at."""
+    def shutdown(self) -> None:
+        """End all workers at once, busy or idle: SIGTERM, and SIGKILL after SHUTDOWN_S."""
         for worker in self._workers:
             worker.pipe.close()
             worker.process.terminate()
         for worker in self._workers:
-            worker.process.join(PATIENCE_S)
+            worker.process.join(SHUTDOWN_S)
             if worker.process.exitcode is None:
                 worker.process.kill()
                 worker.process.join()
 
 
-def serve(pipe: Connection, function: Callable[[Any, Meter], Any], counters: MutableSequence[int]) -> None:
-    """A worker's life: obey the parent and outlive it not; answer items until the pipe is closed."""
+class ParentGoneError(BaseException):
+    """The parent closed the pipe. Not an Exception: the function that reports progress must not handle it."""
+
+
+def serve(pipe: Connection, function: Callable[[Any, Meter], Any]) -> None:
+    """The main loop of a worker: process items until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=die_with_parent, daemon=True).start()
-    answer: object = None
-    with suppress(EOFError, ConnectionError):
-        while True:
-            pipe.send(answer)
-            item, index = pipe.recv()
-            meter = Meter(counters, METERS * index)
-            meter.reset()
+    sent = time.monotonic()
+
+    def report(counts: tuple[int, ...]) -> None:
+        nonlocal sent
+        if time.monotonic() - sent > POLL_S:
+            sent = time.monotonic()
             try:
-                answer = function(item, meter)
-            except Exception as error:  # the parent's to deal with
-                answer = portable(error)
+                pipe.send(("progress", counts))
+            except OSError as error:
+                raise ParentGoneError from error
+
+    with suppress(EOFError, ConnectionError):
+        pipe.send(("ready", None))
+        while True:
+            item, meter = pipe.recv(), Meter(report)
+            try:
+                answer = ("result", (function(item, meter), meter.counts))
+            except ParentGoneError:
+                return
+            except Exception as error:  # sent to the parent, which raises it
+                answer = ("error", make_portable(error))
+            pipe.send(answer)
 
 
-def portable(error: Exception) -> Exception:
-    """The error as it survives the way to another process, with a note of where it was raised."""
+def make_portable(error: Exception) -> Exception:
+    """The error in a form that can be sent to another process, with its traceback as a note."""
     trace = "".join(traceback.format_exception(error))
     error.__cause__ = error.__context__ = None
     try:
         error = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a library's exception does when it is taken apart and put together
+    except Exception:  # a library's exception may fail in any way when pickled and unpickled
         error = WorkerError(f"{type(error).__name__}: {error}")
     error.add_note(trace)
     return error
 
 
 def die_with_parent() -> None:
-    """Wait for the parent's end, then end this process at once: nothing half-made is ever published."""
+    """Wait until the parent has ended, then end this process at once, so that it publishes nothing incomplete."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -212,9 +241,9 @@ def die_with_parent() -> None:
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Keep Ctrl-C from threads and processes that are started inside: they inherit the mask.
+    """Block Ctrl-C (SIGINT) for threads and processes that are started inside: they inherit the signal mask.
 
-    A worker would otherwise die of it while it still imports, with a traceback.
+    Without this, Ctrl-C would kill a worker, with a traceback, while it is still importing modules.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -226,8 +255,8 @@ def interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def cause_of(exitcode: int) -> str:
-    """What an exit code says, in words."""
+def describe_exit(exitcode: int) -> str:
+    """Describe in words how a process ended."""
     if exitcode == -9:
         return "killed by signal 9 (SIGKILL), most likely by the kernel because memory ran out"
     if exitcode < 0:

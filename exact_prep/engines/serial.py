@@ -1,4 +1,4 @@
-"""Items one after the other in this process: nothing to start, everything in one traceback."""
+"""Runs items one after the other in this process: nothing to start, and errors keep their whole traceback."""
 
 from __future__ import annotations
 
@@ -10,21 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
-class Watched(list[int]):
-    """Counters that tell their observer of every change."""
-
-    def __init__(self, size: int, observer: Observer) -> None:
-        super().__init__([0] * size)
-        self._observer = observer
-        self._totals = [0] * METERS
-
-    def __setitem__(self, index: int, value: int) -> None:  # type: ignore[override]
-        """Change a counter and report the new totals."""
-        self._totals[index % METERS] += value - self[index]
-        super().__setitem__(index, value)
-        self._observer.progressed(tuple(self._totals))
-
-
 def run(
     function: Callable[[Item, Meter], Result],
     items: Sequence[Item],
@@ -34,6 +19,12 @@ def run(
     observer: Observer,
 ) -> Iterator[tuple[int, Result]]:
     """Yield (index, result) in the order of the items; see `exact_prep.engines.run`."""
-    counters = Watched(METERS * len(items), observer)
+    done = (0,) * METERS
+
+    def report(counts: tuple[int, ...]) -> None:
+        observer.progressed(tuple(before + own for before, own in zip(done, counts, strict=True)))
+
     for index, item in enumerate(items):
-        yield index, function(item, Meter(counters, METERS * index))
+        meter = Meter(report)
+        yield index, function(item, meter)
+        done = tuple(before + own for before, own in zip(done, meter.counts, strict=True))

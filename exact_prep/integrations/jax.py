@@ -1,11 +1,11 @@
-"""Weighted training in JAX: batches through NumPy or grain, and the weighted loss. Needs `jax`; `grain` is optional.
+"""Weighted training in JAX: batches with NumPy or grain, and the weighted loss. Needs `jax`; `grain` is optional.
 
     loader = Loader(exact_prep.open(DIR), batch_size=8, seed=0)
     loss = weighted_cross_entropy(logits, batch["labels"], batch["loss_weights"])
 
-With grain the dataset is a source as it is: `grain.MapDataset.source(dataset).shuffle(0).batch(8, batch_fn=collate)`.
-Arrays are int32 and float32. `labels` and `loss_weights` come aligned with predictions (shifted), as MaxText, Levanter
-and optax examples have them; `align="target"` leaves the shift to the loss.
+For grain, the dataset is a source: `grain.MapDataset.source(dataset).shuffle(0).batch(8, batch_fn=collate)`.
+Arrays are int32 and float32. By default `labels` and `loss_weights` are aligned with predictions (shifted), as in
+MaxText, Levanter and the optax examples. With `align="target"`, the loss shifts them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 
 def collate(rows: Sequence[Row], *, align: Align = "prediction", segment_ids: bool = True) -> dict[str, np.ndarray]:
-    """B rows of L tokens: input_ids, position_ids, labels, segment_ids int32[B, L], loss_weights float32[B, L].
+    """Collate B rows of L tokens into NumPy arrays, which JAX accepts and grain can pass between processes.
 
-    Labels are -100 where the weight is 0; segments count from 1, 0 is padding. NumPy arrays: JAX takes
-    them as they are, and grain passes them between processes. Raises UsageError for rows of different lengths.
+    input_ids, position_ids, labels and segment_ids are int32[B, L], loss_weights is float32[B, L]. Labels are -100
+    where the weight is 0. Segments are numbered from 1; 0 is padding. Raises UsageError for rows of different lengths.
     """
     return rows_to_arrays.collate(rows, align=align, segment_ids=segment_ids, ids=np.int32)
 
 
 class Loader:
-    """Batches of JAX arrays for one process: shuffled, shared by processes, resumable to the batch.
+    """Batches of JAX arrays for one process: shuffled, sharded over processes, resumable at any batch.
 
-    Iterating goes on where the last iteration stopped; `state_dict` is equal on all processes, and a run may be resumed
-    with another number of them.
+    A new iteration continues where the last one stopped. `state_dict` is equal on all processes, and a run may be
+    resumed with another number of processes.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Loader:
             yield {name: jnp.asarray(values) for name, values in arrays.items()}
 
     def state_dict(self) -> dict[str, int | None]:
-        """Where the loader stands; save it with the model."""
+        """The loader's position in the data; save it with the model."""
         return self.order.state_dict()
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Go on where `state` was taken; raises UsageError if that was another dataset or seed."""
+        """Continue from the position in `state`; raises UsageError if it belongs to another dataset or seed."""
         self.order.load_state_dict(state)
 
 
@@ -92,11 +92,11 @@ def weighted_cross_entropy(
     denominator: Any = None,
     align: Align = "prediction",
 ) -> jax.Array:
-    """Sum of weight * cross-entropy over `denominator`, in float32; 0 if no target has weight. Can be jitted.
+    """Sum of weight * cross-entropy, divided by `denominator`, in float32; 0 if no target has weight. Can be jitted.
 
-    `logits[..., L, V]`, `labels[..., L]` (-100 carries no loss), `weights[..., L]`. `denominator` is the sum of weights
-    of this call unless given: give `denominator(...)` over all microbatches of a step, and with `axis_name` over all
-    devices where each sees its own rows (shard_map, pmap). Raises UsageError if shapes differ.
+    `logits[..., L, V]`, `labels[..., L]` (-100 carries no loss), `weights[..., L]`. The default of `denominator` is the
+    sum of weights of this call. Pass `denominator(...)` over all microbatches of a step; with `axis_name` it also
+    covers all devices if each sees its own rows (shard_map, pmap). Raises UsageError if shapes differ.
     """
     labels, weights = _aligned(logits.shape[:-1], labels, weights, align)
     logits = logits.astype(jnp.float32)
@@ -107,10 +107,11 @@ def weighted_cross_entropy(
 
 
 def denominator(weights: jax.Array, *, align: Align = "prediction", axis_name: str | None = None) -> jax.Array:
-    """The sum of `weights[..., L]` of all microbatches of a step, and over `axis_name` where devices hold rows apart.
+    """The sum of `weights[..., L]` of all microbatches of a step.
 
-    Under jit with sharded arrays the sum is over all devices as it is. With `align="target"` a row's first token does
-    not count.
+    Pass `axis_name` if each device sees its own rows (shard_map, pmap): the sum is then over that axis too. Under jit
+    with sharded arrays, the sum covers all devices without it. With `align="target"`, the first token of a row is not
+    counted.
     """
     check_align(align)
     total = (weights[..., 1:] if align == "target" else weights).sum(dtype=jnp.float32)
@@ -120,12 +121,17 @@ def denominator(weights: jax.Array, *, align: Align = "prediction", axis_name: s
 def _aligned(
     shape: tuple[int, ...], labels: jax.Array, weights: jax.Array, align: Align
 ) -> tuple[jax.Array, jax.Array]:
-    """Labels and float32 weights of the predictions; a target without a label weighs nothing."""
+    """Labels and float32 weights, aligned with predictions; a target without a label gets weight 0."""
     check_align(align)
     if not shape == labels.shape == weights.shape:
-        raise UsageError(f"logits for {shape} tokens, labels {labels.shape} and weights {weights.shape} must agree")
+        raise UsageError(
+            f"the shapes of logits (without vocabulary) {shape}, labels {labels.shape} and weights {weights.shape} "
+            "must agree"
+        )
     if not jnp.issubdtype(weights.dtype, jnp.floating):
-        raise UsageError(f"weights are {weights.dtype}: an integer type has lost the weights; keep them floating point")
+        raise UsageError(
+            f"weights are {weights.dtype}: an integer type has lost the weights; pass floating-point weights"
+        )
     if align == "target":
         shift = partial(jnp.pad, pad_width=[(0, 0)] * (labels.ndim - 1) + [(0, 1)])
         labels = shift(labels[..., 1:], constant_values=IGNORED)

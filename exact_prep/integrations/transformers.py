@@ -4,14 +4,15 @@
 
     Weighted(model=model, args=args, train_dataset=exact_prep.open(DIR)).train()
 
-The mixin sets what must be set (collator, unused columns, scaling over accumulation and ranks) and refuses what would
-let weights be lost or documents see each other. No formula lives here (torch/loss.py).
+The mixin sets what the weighted loss needs (collator, unused columns, scaling over accumulation and ranks). It refuses
+settings with which weights would be lost or documents would see each other. The formulas are in torch/loss.py.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from exact_prep.errors import UsageError
@@ -21,11 +22,11 @@ from exact_prep.integrations.torch import (
     weighted_cross_entropy,
 )
 from exact_prep.integrations.torch import (
-    denominator as denominator_of,
+    denominator as step_denominator,
 )
 from exact_prep.integrations.torch.head import loss_at_head
 from exact_prep.integrations.torch.loss import CHUNK
-from exact_prep.reader.columns import IGNORED
+from exact_prep.reader.columns import IGNORED, position_ids
 from exact_prep.reader.rows import PackedDataset, open  # noqa: A004
 
 if TYPE_CHECKING:
@@ -39,40 +40,76 @@ PROBE = 128
 
 
 def hugging_face_dataset(path: str | PathLike[str] | PackedDataset) -> datasets.Dataset:
-    """The dataset in `path` as a `datasets.Dataset` over the mapped shards, for trainers that take nothing else (TRL).
+    """The dataset in `path` as a `datasets.Dataset` over the mapped shards, for trainers that accept only that (TRL).
 
-    Rows come as NumPy arrays; `loss_weights` as float32. Raises DatasetError as `exact_prep.open` does. An opened
-    dataset keeps its order of rows and, if it is plain, its plain weights are NOT carried over: it is refused.
+    Rows are NumPy arrays; `loss_weights` is float32. An opened dataset keeps its order of rows and its weights: plain
+    ones, a table given to `exact_prep.open`, and those of a dataset that stores none are computed as rows are read.
+    Raises DatasetError as `exact_prep.open` does.
     """
     from datasets import Dataset, concatenate_datasets
 
     dataset = path if isinstance(path, PackedDataset) else open(path)
-    if dataset.loaded_weights is None:
-        raise UsageError("a datasets.Dataset reads the weights in the shards; for plain weights train on rows instead")
-    parts = [Dataset.from_file(str(dataset.path / record.file)) for record in dataset.manifest.shards]
-    whole = concatenate_datasets(parts).with_format("numpy")
+    parts = [Dataset.from_file(str(dataset.path / record.file)) for record in dataset.files.shards]
+    whole = concatenate_datasets(parts)
     rows = dataset.rows
-    return whole if isinstance(rows, range) and len(rows) == len(whole) else whole.select(rows)
+    if not (isinstance(rows, range) and rows == range(len(whole))):
+        whole = whole.select(rows)
+    if dataset.has_stored_weights:
+        return whole.with_format("numpy")
+    if "loss_weights" in whole.column_names:
+        whole = whole.remove_columns("loss_weights")  # other weights, which a view of some columns would show
+    return whole.with_transform(ComputedWeights(*dataset.runs, dataset.seq_len, masked=dataset.manifest.masked))
+
+
+class ComputedWeights:
+    """Gives rows of a `datasets.Dataset` weights from a table."""
+
+    def __init__(self, edges: np.ndarray, bits: np.ndarray, seq_len: int, *, masked: bool) -> None:
+        """The table as runs by position: `edges[K + 1]`, float16 bit patterns `bits[K]`."""
+        self._lut = np.repeat(bits.view(np.float16).astype(np.float32), np.diff(edges))
+        self._seq_len = seq_len
+        self._needed = {"seq_lengths", "masked_runs"} if masked else {"seq_lengths"}
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[np.ndarray]]:
+        """The columns of some rows as arrays, with loss_weights float32[L]; without, if a column they need is not read.
+
+        The collator refuses rows without weights.
+        """
+        columns = {name: [np.asarray(value) for value in values] for name, values in batch.items()}
+        if not self._needed <= columns.keys():
+            return columns
+        columns["loss_weights"] = [self._weigh(lengths) for lengths in columns["seq_lengths"]]
+        if "masked_runs" in columns:
+            for weights, runs in zip(columns["loss_weights"], columns["masked_runs"], strict=True):
+                for start, stop in runs.astype(np.int64).reshape(-1, 2).tolist():
+                    weights[start:stop] = 0
+        return columns
+
+    def _weigh(self, lengths: np.ndarray) -> np.ndarray:
+        weights = self._lut[position_ids(lengths, self._seq_len)]
+        weights[int(lengths.sum()) :] = 0
+        return weights
 
 
 class WeightedLossMixin:
-    """Put in front of `transformers.Trainer` or `trl.SFTTrainer`: trains on `loss_weights`.
+    """Trains on `loss_weights`: a mixin to put before `transformers.Trainer` or `trl.SFTTrainer`.
 
     loss = sum of weight * CE / denominator, summed over all microbatches and ranks of an optimizer step, and in
-    evaluation over all batches and ranks. Before the first step it checks that the model isolates documents. Refused,
-    each with its remedy: a collator without weights or with an attention mask, rows longer than the model's positions,
-    label smoothing, `compute_loss_func` (it never sees weights), DataParallel, and sequence or tensor parallelism.
+    evaluation over all batches and ranks. Before the first step, it checks that the model isolates documents. It raises
+    UsageError, with a remedy, for: a collator without weights or with an attention mask, rows longer than the model's
+    positions, label smoothing, `compute_loss_func` (it never sees weights), DataParallel, and sequence or tensor
+    parallelism.
     """
 
     denominator: Literal["weights", "targets"] = "weights"
     """Divide by the sum of weights (the paper's loss) or by the number of supervised targets."""
     head_chunk: int | None = CHUNK
-    """Targets per chunk of the loss at the output head: full logits are never made. None makes them."""
+    """Targets per chunk of the loss at the output head, so that full logits are never made. None: use full logits."""
     loss_is_scaled_for_ga = True
     """Tells the Trainer not to divide by the accumulation steps again."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's; the collator is ours unless given."""
+        """As the Trainer's; the default collator is `Collator()`."""
         if len(args) < 3:
             kwargs["data_collator"] = kwargs.get("data_collator") or Collator()
         arguments = args[1] if len(args) > 1 else kwargs.get("args")
@@ -81,11 +118,11 @@ class WeightedLossMixin:
         super().__init__(*args, **kwargs)
         trainer: Any = self
         trainer.args.remove_unused_columns = False
-        # Before loss_is_scaled_for_ga existed, this attribute told the same.
+        # Older versions of transformers have this attribute instead of loss_is_scaled_for_ga.
         trainer.model_accepts_loss_kwargs = True
         self._isolation_checked = False
         self._evaluated: list[Tensor] | None = None
-        _refuse_what_loses_weights(trainer, self.head_chunk)
+        _check_settings(trainer, self.head_chunk)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The microbatches of one optimizer step, and the denominator of its loss over all ranks."""
@@ -97,7 +134,7 @@ class WeightedLossMixin:
         counted = [
             batch["loss_weights"] if self.denominator == "weights" else batch["labels"] != IGNORED for batch in samples
         ]
-        return samples, denominator_of([own.to(device) for own in counted])
+        return samples, step_denominator([own.to(device) for own in counted])
 
     def compute_loss(
         self,
@@ -126,7 +163,7 @@ class WeightedLossMixin:
             head = self.accelerator.unwrap_model(model).get_output_embeddings()  # type: ignore[attr-defined]
             with loss_at_head(head, labels, weights, denominator=total, chunk=self.head_chunk) as made:
                 outputs = model(**inputs)
-            loss = made.checked(outputs.logits)
+            loss = made.checked_loss(outputs.logits)
         loss = loss + self._router_loss(outputs)
         if self._evaluated is not None:
             self._evaluated.append(torch.stack([loss.detach() * total, total]))
@@ -140,7 +177,7 @@ class WeightedLossMixin:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As the Trainer's, but the loss is over all batches together; the Trainer's is a mean of their means."""
+        """As the Trainer's, but the loss is over all batches together; the Trainer's is a mean over batches."""
         trainer, accelerator = super(), self.accelerator  # type: ignore[attr-defined]
         self._evaluated = [torch.zeros(2, device=accelerator.device)]
         output = trainer.evaluation_loop(  # type: ignore[misc]
@@ -154,7 +191,7 @@ class WeightedLossMixin:
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """As the Trainer's; where only the loss is wanted, full logits are not made."""
+        """As the Trainer's; if only the loss is wanted, full logits are not made."""
         trainer: Any = super()
         if not prediction_loss_only:
             return trainer.prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -163,7 +200,7 @@ class WeightedLossMixin:
         return loss.detach(), None, None
 
     def _router_loss(self, outputs: Any) -> Tensor | float:
-        """The load-balancing loss of a mixture of experts, which the model leaves out when it gets no labels."""
+        """The load-balancing loss of a mixture of experts; a model that gets no labels does not add it itself."""
         router = getattr(outputs, "aux_loss", None)
         trainer: Any = self
         if router is None:
@@ -173,18 +210,18 @@ class WeightedLossMixin:
 
 
 def _prepare_sft(arguments: Any) -> None:
-    """Keep TRL from tokenizing, packing or truncating packed rows; raises UsageError for options that would."""
+    """Stop TRL from tokenizing, packing or truncating packed rows; raises UsageError for options that would."""
     for option in ("packing", "eval_packing", "padding_free"):
         if getattr(arguments, option, False):
-            raise UsageError(f"{option}=True packs again what is packed, and cuts documents; set {option}=False")
+            raise UsageError(f"{option}=True packs the packed rows again and cuts documents; set {option}=False")
     arguments.dataset_kwargs = {**(arguments.dataset_kwargs or {}), "skip_prepare_dataset": True}
 
 
-def _refuse_what_loses_weights(trainer: Any, head_chunk: int | None) -> None:
-    """Raises UsageError for settings under which the weighted loss would be wrong."""
+def _check_settings(trainer: Any, head_chunk: int | None) -> None:
+    """Raises UsageError for settings with which the weighted loss would be wrong."""
     config = getattr(trainer.accelerator, "parallelism_config", None)
     refused = {
-        "label smoothing knows no weights; set label_smoothing_factor=0": trainer.label_smoother is not None,
+        "label smoothing ignores the weights; set label_smoothing_factor=0": trainer.label_smoother is not None,
         "compute_loss_func never sees the weights; leave it out": trainer.compute_loss_func is not None,
         "DataParallel splits batches within a step; start one process per GPU (torchrun, accelerate launch)": (
             trainer.args.n_gpu > 1
@@ -192,7 +229,7 @@ def _refuse_what_loses_weights(trainer: Any, head_chunk: int | None) -> None:
         "sequence, context and tensor parallelism split or repeat rows; use data parallelism or FSDP": (
             config is not None and any(getattr(config, f"{kind}_enabled", False) for kind in ("cp", "sp", "tp"))
         ),
-        "torch_compile compiles the head, where the chunked loss is computed; set head_chunk = None": (
+        "torch_compile also compiles the head, where the chunked loss is computed; set head_chunk = None": (
             trainer.args.torch_compile and head_chunk is not None
         ),
     }
@@ -202,11 +239,11 @@ def _refuse_what_loses_weights(trainer: Any, head_chunk: int | None) -> None:
 
 
 def _check_batch(batch: dict[str, Any]) -> None:
-    """Raises UsageError for a batch without weights, or one whose documents the model would not tell apart."""
+    """Raises UsageError for a batch without weights, or one in which documents would see each other."""
     missing = [name for name in ("labels", "loss_weights", "position_ids") if batch.get(name) is None]
     if missing:
         raise UsageError(
-            f"the batch has no {', '.join(missing)}: use exact_prep.integrations.torch.Collator as data_collator"
+            f"the batch has no {', '.join(missing)}; use exact_prep.integrations.torch.Collator as data_collator"
         )
     if batch.get("attention_mask") is not None:
         raise UsageError(
@@ -216,21 +253,21 @@ def _check_batch(batch: dict[str, Any]) -> None:
 
 
 def _check_row_length(model: Any, inputs: dict[str, Any]) -> None:
-    """Raises UsageError for rows longer than the positions a model knows."""
+    """Raises UsageError for rows with more positions than the model knows."""
     length = inputs["input_ids"].shape[1]
     config = getattr(model, "config", None)
     known = getattr(config and config.get_text_config(), "max_position_embeddings", None)
     if known is not None and length > known:
         raise UsageError(
-            f"rows of {length:,} tokens, but the model knows {known:,} positions (max_position_embeddings): extend it "
-            f"(rope scaling) and its config, or pack with --seq-len {known}"
+            f"rows of {length:,} tokens, but the model knows {known:,} positions (max_position_embeddings); extend the "
+            f"model (rope scaling) and its config, or pack with --seq-len {known}"
         )
 
 
 def _check_isolation(model: Any, inputs: dict[str, Any]) -> None:
-    """Try on two documents per row, made of the batch's own tokens, that the model keeps them apart."""
+    """Check that the model isolates documents, on two documents per row made from the batch's own tokens."""
     ids = inputs["input_ids"][:, :PROBE]
     positions = torch.arange(ids.shape[1], device=ids.device) % -(-ids.shape[1] // 2)
     batch = {"input_ids": ids, "position_ids": positions.expand_as(ids)}
-    # Wrapped by DDP a model shows no config, and nothing else would know that it makes a cache.
+    # Explicit use_cache=False, because a model wrapped by DDP has no config attribute to detect the cache by.
     assert_documents_isolated(model, batch, forward=lambda own: model(**own, use_cache=False))

@@ -1,4 +1,4 @@
-"""Best-fit decreasing bin packing. O(1) amortised per item: bins hang in lists by free space, a bit set finds the list.
+"""Best-fit decreasing bin packing, O(1) amortised per item: one list of bins per free space, and a bit set to find it.
 
 Johnson, "Near-optimal bin packing algorithms", 1973; for packing documents: arXiv 2404.10830.
 """
@@ -10,12 +10,13 @@ from exact_prep.kernels import kernel
 
 @kernel("i4[:] i8[:] i8 out:i4[:] out:i4[:] out:i4[:] out:u8[:]")
 def best_fit(lengths, order, capacity, bin_of, newest, older, occupied):
-    """Put each item, in `order[N]` (longest first), into the bin with the least space that still holds it.
+    """Put each item, in `order[N]` (longest first), into the bin with the least free space that still fits it.
 
-    `lengths[N]` are in [1, capacity]; bin_of[N] receives bin numbers from 0 in order of opening. Among bins of equal
-    space the one that reached it last is taken. Work space: newest[capacity + 1] (-1 filled), the bin that reached a
-    free space last; older[N], the one before it; occupied[(capacity >> 6) + 1] (0 filled), one bit per free space
-    that some bin has. Returns the number of bins.
+    `lengths[N]` are in [1, capacity]; `bin_of[N]` receives each item's bin number; bins are numbered from 0 in the
+    order in which they are opened. Among bins with equal free space, the one that reached it last is taken. Work space:
+    `newest[capacity + 1]` (filled with -1), the bin that reached each free space last; `older[N]`, for each bin, the
+    one before it in its list; `occupied[(capacity >> 6) + 1]` (filled with 0), one bit per free space that some bin
+    has. Returns the number of bins.
     """
     one = np.uint64(1)
     bins = 0

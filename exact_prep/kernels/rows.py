@@ -1,6 +1,6 @@
-"""Moving tokens: special tokens in between documents, and segments into rows.
+"""Copies tokens: insert special tokens between documents, and collect segments into rows.
 
-Written as plain loops: as fast as slices (1.7 Gtok/s), and compiled in a tenth of the time (0.1 s against 1.5 s).
+The loops copy token by token: as fast as slices (1.7 Gtok/s), and compiled in a tenth of the time (0.1 s, not 1.5 s).
 """
 
 from exact_prep.kernels import kernel
@@ -10,7 +10,7 @@ from exact_prep.kernels import kernel
 def splice(ids, offsets, before, after, out):
     """Copy the pieces `ids[offsets[d]:offsets[d+1]]` to `out`, each with its special tokens.
 
-    before[d] is put in front of piece d and after[d] behind it, where they are >= 0. Returns the tokens written.
+    `before[d]` goes before piece d and `after[d]` after it, if they are >= 0. Returns the number of tokens written.
     """
     position = 0
     for d in range(before.size):
@@ -29,24 +29,22 @@ def splice(ids, offsets, before, after, out):
 
 
 @kernel("i4[:] i8[:] i4[:] i4[:] i8 i8 out:i4[:]")
-def gather(ids, starts, lengths, segments_per_row, seq_len, pad_id, out):
+def gather(ids, starts, lengths, row_splits, seq_len, pad_id, out):
     """Fill rows of `seq_len` tokens, `out[R * L]`, with segments ids[starts[s] : starts[s] + lengths[s]].
 
-    Row r holds the next segments_per_row[r] segments, then `pad_id`. Returns the tokens copied.
+    Row r holds the segments row_splits[r] to row_splits[r+1], then `pad_id`. Returns the tokens copied.
     """
-    segment = 0
     copied = 0
-    for row in range(segments_per_row.size):
+    for row in range(row_splits.size - 1):
         position = row * seq_len
         end = position + seq_len
-        for _ in range(segments_per_row[row]):
+        for segment in range(row_splits[row], row_splits[row + 1]):
             start = starts[segment]
             length = lengths[segment]
             for t in range(length):
                 out[position + t] = ids[start + t]
             position += length
             copied += length
-            segment += 1
         for t in range(position, end):
             out[t] = pad_id
     return copied

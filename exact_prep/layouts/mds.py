@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exact_prep.errors import UsageError
-from exact_prep.layouts.blocks import blocks
+from exact_prep.reader.blocks import get_weights, read_blocks
 from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def write(
     }
     # The writer's own directory must be new.
     with explained("write", out), MDSWriter(columns=columns, out=str(out / "mds"), hashes=["xxh128"]) as writer:
-        for block in blocks(dataset, align):
+        for block in read_blocks(dataset, align):
             for row, lengths in enumerate(np.split(block.seq_lengths, block.row_splits[1:-1])):
                 writer.write(
                     {
                         "input_ids": block.input_ids[row],
-                        "loss_weights": block.loss_weights[row],
+                        "loss_weights": get_weights(block)[row],
                         "seq_lengths": lengths,
                     }
                 )

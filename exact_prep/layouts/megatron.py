@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from exact_prep.errors import DatasetError
-from exact_prep.layouts.blocks import Block, blocks, lengths
+from exact_prep.reader.blocks import get_weights, read_blocks, read_segments
 from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from exact_prep.batches import Rows
     from exact_prep.choices import Align
     from exact_prep.reader.rows import PackedDataset
 
@@ -38,12 +39,12 @@ def write(
     dtype = np.dtype(np.uint16 if vocabulary and vocabulary < SMALL_VOCABULARY else np.int32)
     tokens, weights, index = out / "data.bin", out / "data_loss_weights.bin", out / "data.idx"
     with explained("write", out), tokens.open("wb") as ids, weights.open("wb") as beside:
-        for block in blocks(dataset, align):
+        for block in read_blocks(dataset, align):
             narrow = block.input_ids.astype(dtype)
             if not np.array_equal(narrow, block.input_ids):
                 raise DatasetError(f"{dataset.path} holds ids beyond its vocabulary of {vocabulary}; pack it again")
             ids.write(narrow.data.cast("B"))
-            beside.write(np.ascontiguousarray(block.loss_weights).data.cast("B"))
+            beside.write(np.ascontiguousarray(get_weights(block)).data.cast("B"))
             progress(block.input_ids.size)
     with explained("write", index), index.open("wb") as file:
         write_index(file, dataset, dtype)
@@ -61,18 +62,18 @@ def write_index(file: BinaryIO, dataset: PackedDataset, dtype: np.dtype) -> None
     header = struct.Struct("<9sQBQQ")
     file.write(bytes(header.size))
     sequences = start = 0
-    for block in lengths(dataset):
+    for block in read_segments(dataset):
         own, _ = sequence_lengths(block)
         file.write(own.astype("<i4").tobytes())
         sequences += own.size
-    for block in lengths(dataset):
+    for block in read_segments(dataset):
         own, _ = sequence_lengths(block)
         stops = start + np.cumsum(own, dtype=np.int64)
         file.write(((stops - own) * dtype.itemsize).astype("<i8").tobytes())
         start = int(stops[-1])
     rows = last = 0
     file.write(np.zeros(1, "<i8").tobytes())
-    for block in lengths(dataset):
+    for block in read_segments(dataset):
         _, counts = sequence_lengths(block)
         file.write((last + np.cumsum(counts)).astype("<i8").tobytes())
         last += int(counts.sum())
@@ -81,7 +82,7 @@ def write_index(file: BinaryIO, dataset: PackedDataset, dtype: np.dtype) -> None
     file.write(header.pack(MAGIC, VERSION, CODES[dtype], sequences, rows + 1))
 
 
-def sequence_lengths(block: Block) -> tuple[np.ndarray, np.ndarray]:
+def sequence_lengths(block: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Lengths of a block's segments with padding as the last of its row, and how many each row has."""
     used = np.add.reduceat(block.seq_lengths, block.row_splits[:-1])
     padding = block.input_ids.shape[1] - used

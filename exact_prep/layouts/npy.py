@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exact_prep.layouts.blocks import blocks, positions
+from exact_prep.reader.blocks import find_positions, get_weights, read_blocks
 from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def write(
 ) -> dict[str, Any]:
     """input_ids, loss_weights, position_ids [R, L]; segments: seq_lengths and doc_ids [S] with row_splits [R + 1]."""
     rows, seq_len = len(dataset), dataset.seq_len
-    segments = sum(shard.segments for shard in dataset.manifest.shards)
+    segments = sum(shard.segments for shard in dataset.files.shards)
     columns: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
         "input_ids": (np.int32, (rows, seq_len)),
         "loss_weights": (np.float16, (rows, seq_len)),
@@ -67,10 +67,10 @@ def write(
         }
         done = 0
         files["row_splits"].write(np.zeros(1))
-        for block in blocks(dataset, align):
+        for block in read_blocks(dataset, align):
             files["input_ids"].write(block.input_ids)
-            files["loss_weights"].write(block.loss_weights)
-            files["position_ids"].write(positions(block))
+            files["loss_weights"].write(get_weights(block))
+            files["position_ids"].write(find_positions(block))
             files["seq_lengths"].write(block.seq_lengths)
             files["doc_ids"].write(block.doc_ids)
             files["row_splits"].write(done + block.row_splits[1:].astype(np.int64))

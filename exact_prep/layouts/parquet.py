@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exact_prep.layouts.blocks import Block, blocks
+from exact_prep.reader.blocks import get_weights, read_blocks
 from exact_prep.stores.local import explained
-from exact_prep.zero_copy import arrow_view
+from exact_prep.zero_copy import as_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from exact_prep.batches import Rows
     from exact_prep.choices import Align
     from exact_prep.reader.rows import PackedDataset
 
@@ -34,7 +35,7 @@ def write(
     """data-00000.parquet and so on."""
     as_batch = levanter_batch if kind == "levanter" else full_batch
     files: list[str] = []
-    for number, part in groupby(by_file(blocks(dataset, align)), itemgetter(0)):
+    for number, part in groupby(by_file(read_blocks(dataset, align)), itemgetter(0)):
         files.append(f"data-{number:05d}.parquet")
         batches = (as_batch(block) for _, block in part)
         first = next(batches)
@@ -48,7 +49,7 @@ def write(
     return {"files": files}
 
 
-def by_file(parts: Iterable[Block]) -> Iterator[tuple[int, Block]]:
+def by_file(parts: Iterable[Rows]) -> Iterator[tuple[int, Rows]]:
     """Each block with the number of its file."""
     tokens = 0
     for block in parts:
@@ -56,16 +57,16 @@ def by_file(parts: Iterable[Block]) -> Iterator[tuple[int, Block]]:
         tokens += block.input_ids.size
 
 
-def levanter_batch(block: Block) -> pa.RecordBatch:
+def levanter_batch(block: Rows) -> pa.RecordBatch:
     """input_ids and loss_weights, a row a list."""
-    return pa.record_batch({"input_ids": fixed(block.input_ids), "loss_weights": fixed(block.loss_weights, np.float32)})
+    return pa.record_batch({"input_ids": fixed(block.input_ids), "loss_weights": fixed(get_weights(block), np.float32)})
 
 
-def full_batch(block: Block) -> pa.RecordBatch:
+def full_batch(block: Rows) -> pa.RecordBatch:
     """All columns."""
 
     def variable(values: np.ndarray) -> pa.Array:
-        return pa.ListArray.from_arrays(arrow_view(block.row_splits), arrow_view(values))
+        return pa.ListArray.from_arrays(as_arrow(block.row_splits), as_arrow(values))
 
     return pa.record_batch(
         {
@@ -73,7 +74,7 @@ def full_batch(block: Block) -> pa.RecordBatch:
             "seq_lengths": variable(block.seq_lengths),
             "doc_ids": variable(block.doc_ids),
             "doc_offsets": variable(block.doc_offsets),
-            "loss_weights": fixed(block.loss_weights, np.float32),
+            "loss_weights": fixed(get_weights(block), np.float32),
         }
     )
 
@@ -81,5 +82,5 @@ def full_batch(block: Block) -> pa.RecordBatch:
 def fixed(values: np.ndarray, dtype: type[np.generic] | None = None) -> pa.Array:
     """`values[R, L]` as R lists."""
     rows, seq_len = values.shape
-    splits = arrow_view(np.arange(rows + 1, dtype=np.int32) * np.int32(seq_len))
-    return pa.ListArray.from_arrays(splits, arrow_view(values.astype(dtype or values.dtype, copy=False).reshape(-1)))
+    splits = as_arrow(np.arange(rows + 1, dtype=np.int32) * np.int32(seq_len))
+    return pa.ListArray.from_arrays(splits, as_arrow(values.astype(dtype or values.dtype, copy=False).reshape(-1)))

@@ -1,23 +1,19 @@
 """Order, restart and sums: plan tasks, skip the finished, run the rest, reduce their records, publish.
 
-Emits events (`pipeline.events`) and prints nothing. `pack`, `weigh` and `verify` are the doors.
+    runs.py      the one protocol of all runs: hold, what is done, run the rest, report, stop
+    events.py    what a run tells whoever watches it
+    plan.py      the plan of `pack` on disk
+    pack.py      inputs -> shards -> datasets, through publish.py
+    weigh.py     exposure -> weights
+    verify.py    a dataset against its own records, with consistency.py
+    export.py    a dataset as another trainer's files
+
+Emits events and prints nothing. `pack`, `weigh`, `verify` and `export` are the entry points.
 """
 
-from exact_prep.pipeline.events import Emit, Event, Finished, Note, Progress, Started, TaskDone
+from exact_prep.pipeline.export import export
 from exact_prep.pipeline.pack import pack
 from exact_prep.pipeline.verify import verify
-from exact_prep.pipeline.weigh import WeighOptions, weigh
+from exact_prep.pipeline.weigh import weigh
 
-__all__ = [
-    "Emit",
-    "Event",
-    "Finished",
-    "Note",
-    "Progress",
-    "Started",
-    "TaskDone",
-    "WeighOptions",
-    "pack",
-    "verify",
-    "weigh",
-]
+__all__ = ["export", "pack", "verify", "weigh"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,13 +12,15 @@ class Started:
     """Tasks are about to run."""
 
     what: str
-    """`pack`, `weigh`, `verify`."""
+    """`pack`, `weigh DIR`, `verify DIR`, ..."""
     tasks: int
     done: int
-    """Tasks found done by an earlier run."""
+    """Tasks that an earlier run finished."""
     total_bytes: int
-    """Bytes that all tasks, done ones included, read."""
+    """Bytes that all tasks, finished ones included, read."""
     done_bytes: int
+    unit: Literal["bytes", "tasks"] = "bytes"
+    """What progress is measured in; `tasks` where a task has no size in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +28,13 @@ class Progress:
     """How far the running tasks are."""
 
     bytes: int
-    """Since the start, of the tasks that were not done."""
+    """Since the start, of the tasks that were not finished."""
     tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDone:
-    """A task's record is on disk."""
+    """A task is finished; if it keeps a record, that is on disk."""
 
     done: int
     tasks: int
@@ -46,26 +49,12 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """All tasks are done."""
+    """All tasks are finished."""
 
 
 Event = Started | Progress | TaskDone | Note | Finished
 Emit = Callable[[Event], None]
 
 
-@dataclass(frozen=True)
-class Watcher:
-    """Passes what an engine observes on as events."""
-
-    emit: Emit
-    bytes: int = 0
-    tokens: int = 0
-    """What engines that ran before have come to."""
-
-    def progressed(self, totals: tuple[int, ...]) -> None:
-        """The counters of all items."""
-        self.emit(Progress(bytes=self.bytes + totals[0], tokens=self.tokens + totals[1]))
-
-    def worker_died(self, name: str, cause: str) -> None:
-        """An item starts again."""
-        self.emit(Note(text=f"a worker died over {name}: {cause}; the task starts again"))
+def ignore(event: Event) -> None:
+    """An `Emit` for who does not watch."""

@@ -1,63 +1,52 @@
-"""A weighed dataset as other trainers' files. One module per format; each reads rows in blocks and writes in order.
-
-    blocks.py        rows in blocks, checked against their checksums, weights aligned
-    memmaps.py       numpy       .npy files to be mapped
-    parquet.py       parquet, levanter
-    megatron.py      megatron    .bin and .idx, and weights in a file beside them
-    mds.py           mds         MosaicML streaming, through its own writer
-    tables.py        lut, row-weights   weight by position; sampling weight by row
-
-An export is written beside its place and renamed when every byte is on the device.
-"""
+"""`export`: a weighed dataset as another trainer's files, written beside their place and renamed when they are safe."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from dataclasses import dataclass
+from glob import escape
+from typing import TYPE_CHECKING, Any
 
-from exact_prep.choices import ExportFormat
 from exact_prep.errors import StorageError, UsageError
-from exact_prep.reader.columns import check_align
-from exact_prep.reader.rows import open  # noqa: A004
+from exact_prep.layouts import choose_align, write_layout
+from exact_prep.pipeline.events import Finished, ignore
+from exact_prep.pipeline.runs import TaskRun, hold, interruptible
+from exact_prep.reader.rows import open as open_rows
 from exact_prep.records import canonical_json
 from exact_prep.stores.local import (
-    TEMPORARY,
+    LEFTOVER,
     make_directory,
     publish,
     remove,
     sync_directory,
     sync_file,
+    temporary_path,
     write_atomically,
 )
 from exact_prep.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from exact_prep.choices import Align
+    from exact_prep.choices import Align, ExportFormat
+    from exact_prep.engines import Meter
+    from exact_prep.pipeline.events import Emit
+    from exact_prep.reader.rows import PackedDataset
 
 RECORD = "export.json"
 
-
-class Format(NamedTuple):
-    """How a format is written."""
-
-    module: str
-    align: tuple[Align, ...]
-    """Alignments it can have, the usual one first."""
+BYTES_PER_TOKEN = 6
+"""Of the shards: an id and a weight."""
 
 
-FORMATS: dict[ExportFormat, Format] = {
-    "megatron": Format("megatron", ("prediction", "target")),
-    "mds": Format("mds", ("target", "prediction")),
-    "parquet": Format("parquet", ("target", "prediction")),
-    "levanter": Format("parquet", ("prediction",)),
-    "numpy": Format("npy", ("target", "prediction")),
-    "lut": Format("tables", ("target",)),
-    "row-weights": Format("tables", ("target",)),
-}
+@dataclass(frozen=True)
+class ExportTask:
+    """What is written where; the whole dataset is one task."""
+
+    dataset: PackedDataset
+    kind: ExportFormat
+    out: Path
+    align: Align
 
 
 def export(
@@ -66,39 +55,75 @@ def export(
     out: Path,
     *,
     align: Align | None = None,
+    weights: Path | None = None,
+    weights_from_elsewhere: bool = False,
     overwrite: bool = False,
-    progress: Callable[[int], None] = lambda tokens: None,
+    lock: bool = True,
+    emit: Emit = ignore,
 ) -> dict[str, Any]:
     """Write the weighed dataset in `directory` to the new directory `out`; returns what export.json says there.
 
-    `align` None is the format's usual alignment; `progress` is told of tokens as they are written. Raises UsageError,
-    DatasetError (not weighed, damaged), StorageError.
+    `align` None is the format's usual alignment; `weights` is a table to use in place of the dataset's own weights.
+    Raises UsageError, DatasetError (not weighed, damaged), StorageError.
     """
-    if kind not in FORMATS:
-        raise UsageError(f"there is no format {kind!r}; it is one of: {', '.join(get_args(ExportFormat))}")
-    module, alignments = FORMATS[kind]
-    chosen = align or alignments[0]
-    check_align(chosen)
-    if chosen not in alignments:
-        raise UsageError(f"{kind} has weights aligned with {alignments[0]}s only; leave --align out")
-    writer = import_module(f"exact_prep.layouts.{module}")
-    dataset = open(directory)
+    chosen = choose_align(kind, align)
+    dataset = open_rows(directory, weights=weights, weights_from_elsewhere=weights_from_elsewhere)
     if not len(dataset):
         raise UsageError(f"{directory} has no rows: there is nothing to export")
-    claim(out, overwrite=overwrite)
-    out = out.resolve()  # `.` has no name
-    unfinished = out.with_name(out.name + TEMPORARY)
-    remove(unfinished)
-    make_directory(unfinished)
+    out = out.absolute()
+    place = out.parent / f".{out.name}.export"
     try:
-        facts = writer.write(dataset, kind, unfinished, chosen, progress)
+        with (
+            hold(place, lock=lock),
+            interruptible(lambda: f"stopped; nothing was written to {out}, the same command starts again"),
+        ):
+            check_out(out, overwrite=overwrite)
+            for path in place.parent.glob(f"{escape(out.name)}.*"):
+                if LEFTOVER.fullmatch(path.name):
+                    remove(path)
+            record = write_export(dataset, kind, out, chosen, emit)
+    finally:
+        with suppress(OSError):
+            place.rmdir()
+    emit(Finished())
+    return record
+
+
+def write_export(dataset: PackedDataset, kind: ExportFormat, out: Path, align: Align, emit: Emit) -> dict[str, Any]:
+    """Write an export and publish it; returns its record."""
+    incomplete = temporary_path(out)
+    make_directory(incomplete)
+    run = TaskRun(f"export to {kind}", [BYTES_PER_TOKEN * len(dataset) * dataset.seq_len], emit=emit)
+    try:
+        task = ExportTask(dataset, kind, incomplete, align)
+        (_, facts), *_ = run.each(write_rows, {0: task}, name=lambda task: str(task.out))
+        record = make_record(dataset, kind, align, facts)
+        write_atomically(incomplete / RECORD, canonical_json(record))
+        for path in sorted(incomplete.rglob("*")):
+            if path.is_file():
+                sync_file(path)
+        sync_directory(incomplete)
+        remove(out)
+        publish(incomplete, out)
     except BaseException:
         with suppress(StorageError):
-            remove(unfinished)
+            remove(incomplete)
         raise
-    record = {
+    return record
+
+
+def write_rows(task: ExportTask, meter: Meter) -> dict[str, Any]:
+    """Write the rows; returns facts about the files."""
+    return write_layout(
+        task.dataset, task.kind, task.out, task.align, lambda tokens: meter.add(BYTES_PER_TOKEN * tokens, tokens)
+    )
+
+
+def make_record(dataset: PackedDataset, kind: ExportFormat, align: Align, facts: dict[str, Any]) -> dict[str, Any]:
+    """export.json."""
+    return {
         "format": kind,
-        "align": chosen,
+        "align": align,
         "seq_len": dataset.seq_len,
         "rows": len(dataset),
         "tool_version": __version__,
@@ -108,21 +133,13 @@ def export(
         "vocab_size": dataset.manifest.tokenizer.vocab_size,
         **facts,
     }
-    write_atomically(unfinished / RECORD, canonical_json(record))
-    for path in sorted(unfinished.rglob("*")):
-        if path.is_file():
-            sync_file(path)
-    sync_directory(unfinished)
-    remove(out)
-    publish(unfinished, out)
-    return record
 
 
-def claim(out: Path, *, overwrite: bool) -> None:
+def check_out(out: Path, *, overwrite: bool) -> None:
     """Raise UsageError unless `out` is free, or an export that may be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / RECORD).is_file():
-        raise UsageError(f"{out} exists and is no export; choose another --out")
+        raise UsageError(f"{out} exists and is not an export; choose another --out")
     if not overwrite:
         raise UsageError(f"{out} holds an export already; choose another --out, or replace it with --overwrite")

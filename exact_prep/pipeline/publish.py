@@ -1,4 +1,7 @@
-"""Finished tasks of `pack` to a dataset: shards to their places, records summed, the manifest last."""
+"""Finished tasks of `pack` to a dataset: records summed, tables and Hugging Face's files written, the manifest last.
+
+Shards are in their places already; nothing is renamed.
+"""
 
 from __future__ import annotations
 
@@ -6,119 +9,221 @@ import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from exact_prep.dataset import MANIFEST, REJECTED, shard_name, tree_hash, write_info, write_state
-from exact_prep.records import encode, sealed
-from exact_prep.records.manifest import (
-    DocumentCounts,
-    InputRecord,
-    Manifest,
-    PackedCounts,
-    TaskRecord,
-    TaskSummary,
-    TokenLedger,
+import numpy as np
+
+from exact_prep.dataset import (
+    CARD,
+    INFO,
+    MANIFEST,
+    REJECTED,
+    STATE,
+    TOKENIZER,
+    WEIGHTS,
+    WORK,
+    make_card,
+    make_info,
+    make_state,
+    shard_name,
+    table_name,
+    tree_hash,
 )
+from exact_prep.records import encode, seal
+from exact_prep.records.manifest import DocumentCounts, Manifest, TokenLedger
+from exact_prep.records.tables import (
+    SCHEMAS,
+    encode_batches,
+    encode_inputs,
+    encode_shards,
+    encode_table,
+    encode_tasks,
+    encode_weights,
+)
+from exact_prep.records.weights import WeighedDataset
 from exact_prep.shards import ShardWriter
-from exact_prep.stages.pack import rejected_path
-from exact_prep.stores.local import (
-    TEMPORARY,
-    digest,
-    explained,
-    make_directory,
-    publish,
-    read_blocks,
-    read_bytes,
-    save,
-    sync_file,
-)
+from exact_prep.stages.lengths import decode_lengths, sum_lengths
+from exact_prep.stores.local import LocalStore, digest, digest_file, explained, sync_file
 from exact_prep.version import __version__
 from exact_prep.weighing.exposure import Exposure
-from exact_prep.weighing.files import exposure_of, record_of
+from exact_prep.weighing.files import plain_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from exact_prep.pipeline.work import Run
-    from exact_prep.records.manifest import ShardRecord
-
-
-def shards_of(records: Iterable[TaskRecord], seq_len: int) -> list[ShardRecord]:
-    """All shards of a row length in order."""
-    return [shard for record in records for shard in record.packed[seq_len].shards]
+    from exact_prep.pipeline.plan import PackPlan
+    from exact_prep.records.work import PackedCounts, ShardRecord, TaskRecord
 
 
-def publish_dataset(planned: Run, seq_len: int, records: list[TaskRecord]) -> Manifest:
-    """Move the shards of one row length to their places and write the manifest, last."""
-    home = planned.home(seq_len)
-    make_directory(home)
-    parts = shards_of(records, seq_len) or [shard_without_rows(home, seq_len)]
-    shards = []
-    for index, part in enumerate(parts):
-        waiting = planned.work / str(seq_len) / part.file
-        shard = part.model_copy(update={"file": shard_name(index, len(parts))})
-        if waiting.exists():
-            publish(waiting, home / shard.file)
-        shards.append(shard)
-    rejected = publish_rejected(planned, home, records)
-    manifest = manifest_of(planned, seq_len, records, tuple(shards), rejected)
-    if (home / MANIFEST).exists() and read_bytes(home / MANIFEST) == encode(manifest):
-        return manifest
-    write_info(home, seq_len)
-    write_state(home, shards, manifest.tree_hash)
-    save(manifest, home / MANIFEST)
+MOST_REASONS = 100
+"""Reasons for not reading files that a manifest lists apart."""
+
+
+def publish_dataset(planned: PackPlan, seq_len: int, records: Sequence[TaskRecord]) -> Manifest:
+    """Write the tables, side files and manifest of one row length; returns the manifest, which is written last."""
+    home = LocalStore(planned.home(seq_len))
+    shards = [shard for record in records for shard in record.packed[seq_len].shards]
+    if not shards:
+        shards = [write_empty_shard(home, planned, seq_len)]
+    files = make_tables(planned, seq_len, records, shards)
+    files |= {f"{TOKENIZER}/{name}": data for name, data in planned.tokenizer_files.items()}
+    manifest = make_manifest(planned, seq_len, records, shards)
+    files[INFO] = make_info(manifest)
+    digests = {name: digest([data]) for name, data in files.items()}
+    if rejected := publish_rejected(planned, home, records):
+        digests[REJECTED] = rejected
+    manifest = seal(manifest.model_copy(update={"digests": dict(sorted(digests.items()))}))
+    if home.size(MANIFEST) is not None and home.read(MANIFEST) == encode(manifest):
+        return manifest  # a run that was stopped after this: all else is there, and perhaps weighed by now
+    names = [shard.file for shard in shards]
+    weights = plain_weights(describe(manifest), seq_len)
+    if manifest.loss_weights == "column":
+        table = encode_weights({shard.file: shard.weights_xxh3 or "" for shard in shards})
+        weights = weights.model_copy(update={"weights_xxh3": digest([table])})
+        files[table_name("weights")] = table
+    files |= {
+        STATE: make_state(names, manifest.tree_hash),
+        CARD: make_card(manifest, names),
+        WEIGHTS: encode(seal(weights)),
+    }
+    for name, data in files.items():
+        home.write(name, data)
+    home.write(MANIFEST, encode(manifest))
     return manifest
 
 
-def shard_without_rows(home: Path, seq_len: int) -> ShardRecord:
-    """The shard of a corpus without a token: Hugging Face opens no dataset that has none."""
-    writer = ShardWriter(home / (shard_name(0, 1) + TEMPORARY), seq_len)
-    record = writer.close(file=shard_name(0, 1), task=0)
-    publish(writer.path, home / record.file)
-    return record
-
-
-def manifest_of(
-    planned: Run, seq_len: int, records: list[TaskRecord], shards: tuple[ShardRecord, ...], rejected: str | None
-) -> Manifest:
-    """The sum of the tasks' records; `rejected` is the checksum of rejected.jsonl."""
-    plan, packed = planned.plan, [record.packed[seq_len] for record in records]
-    first_records = [0]
-    for record in records:
-        first_records.append(first_records[-1] + record.documents.records)
-    exposure = sum((exposure_of(counts.exposure) for counts in packed), Exposure())
-    return sealed(
-        Manifest(
-            tool_version=__version__,
-            seq_len=seq_len,
-            packing=plan.options.packing.packing,
-            options=plan.options,
-            tokenizer=plan.tokenizer.model_copy(
-                update={
-                    "parity_texts": plan.tokenizer.parity_texts + sum(record.parity_texts for record in records),
-                    "parity_bytes": plan.tokenizer.parity_bytes + sum(record.parity_bytes for record in records),
-                }
-            ),
-            inputs=tuple(InputRecord(path=file.path, bytes=file.bytes, format=file.format) for file in plan.inputs),
-            left_out=planned.left_out,
-            tasks=tuple(
-                TaskSummary(slices=plan.tasks[record.task], first_record=first, documents=record.documents)
-                for record, first in zip(records, first_records, strict=False)
-            ),
-            documents=documents_of(records),
-            text_bytes=sum(record.text_bytes for record in records),
-            documents_cut=sum(counts.documents_cut for counts in packed),
-            longest_context=max((counts.longest_context for counts in packed), default=0),
-            ledger=ledger_of(packed),
-            exposure=record_of(exposure),
-            rows=sum(shard.rows for shard in shards),
-            shards=shards,
-            rejected_xxh3=rejected,
-            tree_hash=tree_hash(shards),
-        )
+def describe(manifest: Manifest) -> WeighedDataset:
+    """A dataset as weights.json names it."""
+    return WeighedDataset(
+        id=manifest.tree_hash,
+        rows=manifest.rows,
+        tokenizer=manifest.tokenizer.sha256,
+        exposure=manifest.exposure,
     )
 
 
-def documents_of(records: Iterable[TaskRecord]) -> DocumentCounts:
+def write_empty_shard(home: LocalStore, planned: PackPlan, seq_len: int) -> ShardRecord:
+    """The shard of a corpus without a token: Hugging Face opens no dataset that has none."""
+    weights = planned.plan.options.loss_weights == "column"
+    writer = ShardWriter(home.scratch(shard_name(0, 0)), seq_len, weights=weights)
+    record = writer.close(file=shard_name(0, 0), task=0)
+    home.upload(writer.path, record.file)
+    return record
+
+
+def make_tables(
+    planned: PackPlan, seq_len: int, records: Sequence[TaskRecord], shards: Sequence[ShardRecord]
+) -> dict[str, bytes]:
+    """The tables of a dataset, by file name."""
+    labels = sorted({label for record in records for label in record.labels})
+    places = {label: place for place, label in enumerate(labels)}
+    sources = [[places[label] for label in record.labels] for record in records]
+    tables = {
+        "inputs": encode_inputs(planned.inputs.files),
+        "tasks": encode_tasks(
+            [planned.tasks[record.task] for record in records], [record.documents for record in records], sources
+        ),
+        "shards": encode_shards(shards),
+        "batches": encode_batches(shards),
+        "sources": encode_sources(labels, records, sources, seq_len),
+        "document_lengths": encode_lengths(planned, records, sources),
+    }
+    return {table_name(name): data for name, data in tables.items()}
+
+
+def encode_sources(
+    labels: Sequence[str], records: Sequence[TaskRecord], sources: Sequence[Sequence[int]], seq_len: int
+) -> bytes:
+    """The table of sources: what every task says of them, summed."""
+    documents, tokens = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.int64)
+    exposures = [Exposure() for _ in labels]
+    for record, own in zip(records, sources, strict=True):
+        for place, counts in zip(own, record.packed[seq_len].sources, strict=True):
+            documents[place] += counts.documents
+            tokens[place] += counts.tokens
+            exposures[place] += Exposure.from_record(counts.exposure)
+    return encode_table(
+        SCHEMAS["sources"],
+        {
+            "label": labels,
+            "documents": documents,
+            "tokens": tokens,
+            "segments": [exposure.segments for exposure in exposures],
+            "firsts": [exposure.firsts for exposure in exposures],
+            "counts": [exposure.trimmed().tolist() for exposure in exposures],
+        },
+    )
+
+
+def encode_lengths(planned: PackPlan, records: Sequence[TaskRecord], sources: Sequence[Sequence[int]]) -> bytes:
+    """The table of document lengths: the tasks' histograms, summed."""
+    whole = np.zeros((3, 0), np.int64)
+    for record, own in zip(records, sources, strict=True):
+        name = planned.lengths_name(record.task)
+        source, length, count = decode_lengths(planned.work.read(name), planned.out / WORK / name)
+        whole = sum_lengths([whole, np.stack([np.array(own, np.int64)[source], length, count])])
+    return encode_table(SCHEMAS["document_lengths"], dict(zip(("source", "length", "count"), whole, strict=True)))
+
+
+def publish_rejected(planned: PackPlan, home: LocalStore, records: Sequence[TaskRecord]) -> str | None:
+    """rejected.jsonl: what the tasks skipped, in order; its checksum, or None if nothing was skipped."""
+    lists = [planned.work.path / planned.rejected_name(record.task) for record in records if record.documents.rejected]
+    if not lists:
+        return None
+    scratch = home.scratch(REJECTED)
+    with explained("write", scratch), scratch.open("wb") as file:
+        for path in lists:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, file)
+    sync_file(scratch)
+    home.upload(scratch, REJECTED)
+    return digest_file(home.path / REJECTED)
+
+
+def make_manifest(
+    planned: PackPlan,
+    seq_len: int,
+    records: Sequence[TaskRecord],
+    shards: Sequence[ShardRecord],
+) -> Manifest:
+    """The sum of the tasks' records, without digests and seal."""
+    plan, packed = planned.plan, [record.packed[seq_len] for record in records]
+    exposure = sum((Exposure.from_record(counts.exposure) for counts in packed), Exposure())
+    compared = {
+        "parity_texts": plan.tokenizer.parity_texts + sum(record.parity_texts for record in records),
+        "parity_bytes": plan.tokenizer.parity_bytes + sum(record.parity_bytes for record in records),
+    }
+    return Manifest(
+        tool_version=__version__,
+        seq_len=seq_len,
+        packing=plan.options.packing.packing,
+        loss_weights=plan.options.loss_weights,
+        options=plan.options,
+        tokenizer=plan.tokenizer.model_copy(update=compared),
+        left_out=limit_reasons(planned.inputs.left_out),
+        input_files=len(planned.inputs.files),
+        tasks=len(records),
+        shards=len(shards),
+        sources=len({label for record in records for label in record.labels}),
+        documents=sum_documents(records),
+        text_bytes=sum(record.text_bytes for record in records),
+        documents_cut=sum(counts.documents_cut for counts in packed),
+        longest_context=max((counts.longest_context for counts in packed), default=0),
+        ledger=sum_ledgers(packed),
+        exposure=exposure.to_record(),
+        rows=sum(shard.rows for shard in shards),
+        digests={},
+        tree_hash=tree_hash(shards),
+    )
+
+
+def limit_reasons(left_out: Mapping[str, int]) -> dict[str, int]:
+    """Counts of files that are not read, by reason; the rarest together, so that a manifest stays small."""
+    ranked = sorted(left_out, key=lambda reason: (-left_out[reason], reason))
+    kept = {reason: left_out[reason] for reason in sorted(ranked[:MOST_REASONS])}
+    rest = sum(left_out[reason] for reason in ranked[MOST_REASONS:])
+    return kept | ({"other suffixes": rest} if rest else {})
+
+
+def sum_documents(records: Iterable[TaskRecord]) -> DocumentCounts:
     """The sum of the tasks' documents."""
     sums = Counter[str]()
     for record in records:
@@ -126,25 +231,10 @@ def documents_of(records: Iterable[TaskRecord]) -> DocumentCounts:
     return DocumentCounts(**sums)
 
 
-def ledger_of(packed: Iterable[PackedCounts]) -> TokenLedger:
+def sum_ledgers(packed: Iterable[PackedCounts]) -> TokenLedger:
     """The sum of the tasks' ledgers."""
     sums, dropped = Counter[str](), Counter[str]()
     for counts in packed:
         sums.update(counts.ledger.model_dump(exclude={"dropped"}))
         dropped.update(counts.ledger.dropped)
     return TokenLedger.model_validate({**sums, "dropped": dict(dropped)})
-
-
-def publish_rejected(planned: Run, home: Path, records: list[TaskRecord]) -> str | None:
-    """rejected.jsonl: what the tasks set aside, in order; absent if nothing was. Returns its checksum."""
-    lists = [rejected_path(planned.work, record.task) for record in records if record.documents.rejected]
-    if not lists:
-        return None
-    temporary = home / (REJECTED + TEMPORARY)
-    with explained("write", temporary), temporary.open("wb") as file:
-        for path in lists:
-            with path.open("rb") as part:
-                shutil.copyfileobj(part, file)
-    sync_file(temporary)
-    publish(temporary, home / REJECTED)
-    return digest(read_blocks(home / REJECTED, [slice(0, (home / REJECTED).stat().st_size)]))

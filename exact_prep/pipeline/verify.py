@@ -1,38 +1,41 @@
-"""`verify`: a dataset held against its own records, from the bytes."""
+"""`verify`: a dataset compared with its own records, from the bytes.
+
+Every byte is covered: the manifest by its seal, weights.json by its own, tables and side files by the manifest's
+checksums, shards by theirs; state.json is recomputed. README.md may be edited.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
-import math
-from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from exact_prep.dataset import (
-    INFO,
-    REJECTED,
-    STATE,
     WEIGHTS,
-    datasets_in,
-    info_of,
-    is_untouched,
-    load_manifest,
-    state_of,
-    tree_hash,
+    Dataset,
+    find_datasets,
+    load_weights_file,
+    open_dataset,
 )
-from exact_prep.engines import crew, run
-from exact_prep.errors import ExactPrepError, WeightsError
-from exact_prep.pipeline.events import Finished, Started, TaskDone, Watcher
-from exact_prep.pipeline.work import WORKER_BYTES
-from exact_prep.records import fingerprint, parse
-from exact_prep.records.manifest import WeightsFile
-from exact_prep.shards import runs_of_plain_weights
+from exact_prep.errors import ExactPrepError, StorageError
+from exact_prep.pipeline.consistency import (
+    Records,
+    check_records,
+    check_table_file,
+    load_checksums,
+    load_records,
+)
+from exact_prep.pipeline.events import Finished, ignore
+from exact_prep.pipeline.runs import TaskRun
+from exact_prep.records.manifest import DocumentCounts
+from exact_prep.stages.lengths import sum_lengths
 from exact_prep.stages.verify import VerifyTask, verify_shards
-from exact_prep.stores.local import digest, mapped, read_bytes
+from exact_prep.stores.local import find_holder, identify_file
 from exact_prep.weighing.exposure import Exposure
-from exact_prep.weighing.files import begun, record_of, table_of, weights_file
-from exact_prep.weighing.weights import float16_runs
+from exact_prep.weighing.files import compute_table, find_divisor
+from exact_prep.weighing.weights import float16_runs, plain_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,214 +43,143 @@ if TYPE_CHECKING:
 
     from exact_prep.pipeline.events import Emit
     from exact_prep.records.manifest import Manifest
+    from exact_prep.records.weights import WeightsFile
 
 
 def verify(
-    directory: Path, *, quick: bool = False, workers: int | None = 1, emit: Emit = lambda event: None
+    directory: Path, *, quick: bool = False, workers: int | None = 1, weights: Path | None = None, emit: Emit = ignore
 ) -> list[str]:
-    """Check every dataset of `directory`; returns findings, one sentence each, empty if all is well.
+    """Check every dataset of `directory`; returns findings, one sentence each, empty if nothing is wrong.
 
-    `quick` looks at sizes and structure alone; `workers` None starts as many as the work is worth. Raises DatasetError
-    if there is no dataset at all, WorkerError.
+    `quick` looks at sizes and structure alone; `workers` None starts as many as the work is worth. `weights` is a table
+    that should fit the dataset: it is checked too. Raises DatasetError if there is no dataset at all, WorkerError.
     """
     findings = []
-    for home in datasets_in(directory):
-        weights = None
-        try:
-            manifest = load_manifest(home)
-            if (home / WEIGHTS).is_file():
-                data = read_bytes(home / WEIGHTS)
-                weights = parse(WeightsFile, data, home / WEIGHTS)
-                if not is_untouched(weights, data):
-                    findings.append(f"{home}: {WEIGHTS} was changed after it was written (checksum)")
-        except ExactPrepError as error:
-            findings.append(str(error))
-            continue
-        findings += [f"{home}: {text}" for text in records_of(home, manifest, weights)]
-        findings += shards_of(home, manifest, weights, quick=quick, workers=workers, emit=emit)
+    for home in find_datasets(directory):
+        if holder := find_holder(home):
+            raise StorageError(f"{home} is in use by {holder}; verify it when that has ended")
+        before = identify_file(home / WEIGHTS)
+        found = verify_dataset(home, quick=quick, workers=workers, weights=weights, emit=emit)
+        if found and ((holder := find_holder(home)) or identify_file(home / WEIGHTS) != before):
+            raise StorageError(
+                f"{home} was weighed while it was verified{f' by {holder}' if holder else ''}; verify it again"
+            )
+        findings += found
     emit(Finished())
     return findings
 
 
-def records_of(home: Path, manifest: Manifest, weights: WeightsFile | None) -> Iterator[str]:
-    """Findings about the records: what they say of each other and of the directory."""
-    ledger = manifest.ledger
-    shards = manifest.shards
-    if ledger.balance():
-        yield f"the token ledger does not add up: {ledger.balance():+,} tokens"
-    if ledger.row_tokens != sum(shard.tokens for shard in shards) or manifest.rows != sum(s.rows for s in shards):
-        yield "the shards' rows and tokens do not sum to the manifest's"
-    if sum(manifest.exposure.counts) + manifest.exposure.segments != ledger.row_tokens:
-        yield "the exposure does not sum to the tokens in rows"
-    if manifest.tree_hash != tree_hash(shards):
-        yield "the tree hash is not that of the shards' checksums"
-    if ledger.padding != manifest.rows * manifest.seq_len - ledger.row_tokens:
-        yield f"the ledger says {ledger.padding:,} padding tokens, which rows and tokens do not leave"
-    packing = manifest.options.packing
-    if manifest.seq_len not in packing.seq_lens or manifest.packing != packing.packing:
-        yield "its options are not those of its rows (seq_len, packing)"
-    yield from documents_of(manifest)
-    listed = {shard.file for shard in shards}
-    for path in sorted(home.glob("*.arrow")):
-        if path.name not in listed:
-            yield f"{path.name} is no shard of this dataset"
-    if beyond := [shard for shard in shards if shard.task >= len(manifest.tasks)]:
-        yield f"{beyond[0].file} is of task {beyond[0].task}, the manifest has {len(manifest.tasks)} tasks"
-    if manifest.documents.rejected:
-        path = home / REJECTED
-        if not path.is_file() or digest([mapped(path)]) != manifest.rejected_xxh3:
-            yield f"{REJECTED} is not the list that was written (checksum)"
-    elif (home / REJECTED).exists():
-        yield f"{REJECTED} is no list of this dataset, of which nothing was rejected"
-    yield from hugging_face(home, manifest, weights)
-    if weights:
-        yield from weights_of(manifest, weights)
-
-
-def documents_of(manifest: Manifest) -> Iterator[str]:
-    """Findings about counts of documents: what tasks say of themselves and of each other, and what all have in common.
-
-    The first of its kind is enough.
-    """
-    sums, before = Counter[str](), 0
-    holders = {shard.task for shard in manifest.shards}
-    wrong: list[str] = []
-    for number, task in enumerate(manifest.tasks):
-        counts = task.documents
-        if counts.records != counts.packed + counts.empty + counts.rejected:
-            wrong.append(f"task {number}: {counts.records:,} records, of which not all were packed, empty or rejected")
-        if task.first_record != before:
-            wrong.append(
-                f"task {number}: its first record is {task.first_record:,}, the tasks before it read {before:,}"
-            )
-        if counts.packed and number not in holders:
-            wrong.append(f"task {number}: it packed {counts.packed:,} documents, and has no shard")
-        before += counts.records
-        sums.update(counts.model_dump())
-    yield from wrong[:1]
-    if dict(sums) != manifest.documents.model_dump():
-        yield "the tasks' documents do not sum to the manifest's"
-    tokenizer, ledger = manifest.tokenizer, manifest.ledger
-    for name, token, counted in (
-        ("BOS", tokenizer.bos_id, ledger.bos_tokens),
-        ("EOS", tokenizer.eos_id, ledger.eos_tokens),
-    ):
-        if counted != (0 if token is None else manifest.documents.packed):
-            yield f"the ledger says {counted:,} {name} tokens, of {manifest.documents.packed:,} documents"
-
-
-def hugging_face(home: Path, manifest: Manifest, weights: WeightsFile | None) -> Iterator[str]:
-    """Findings about the files that make `datasets.load_from_disk` work."""
-    identity = [manifest.tree_hash, *([fingerprint(begun(weights))] if weights else [])]
-    state = state_of(manifest.shards, *identity)
-    if weights and weights.state != "complete":
-        # Killed before or after the fingerprint was changed: either is right.
-        del state["_fingerprint"]
-    for name, expected in ((STATE, state), (INFO, info_of(manifest.seq_len))):
-        try:
-            found = json.loads((home / name).read_bytes())
-        except (OSError, ValueError) as error:
-            yield f"{name} cannot be read: {error}"
-            continue
-        wrong = [key for key in expected if not isinstance(found, dict) or found.get(key, name) != expected[key]]
-        if wrong:
-            yield f"{name}: {wrong[0]} is not what the manifest calls for"
-
-
-def weights_of(manifest: Manifest, weights: WeightsFile) -> Iterator[str]:
-    """Findings about weights.json: whose it is, whether it is finished, whether its table follows from its exposure."""
-    if weights.dataset_tree_hash != manifest.tree_hash or weights.seq_len != manifest.seq_len:
-        yield f"{WEIGHTS} belongs to another dataset; run `exact-prep weigh` again"
-        return
-    if weights.state != "complete":
-        yield "half-weighed: some shards hold the weights of weights.json, others do not; run `exact-prep weigh` again"
-    elif [shard.file for shard in weights.shards] != [shard.file for shard in manifest.shards]:
-        yield f"{WEIGHTS} does not list the shards of the manifest"
-    if weights.exposure != manifest.exposure:
-        yield f"{WEIGHTS}: its exposure is not the manifest's"
-        return
+def verify_dataset(home: Path, *, quick: bool, workers: int | None, weights: Path | None, emit: Emit) -> list[str]:
+    """The findings about one dataset."""
     try:
-        expected = weights_file(table_of(weights), manifest)
-    except WeightsError as error:
-        yield f"{WEIGHTS}: {error}"
-        return
-    apart = {"state", "shards", "checksum", "tool_version", "exposure"}
-    wrong = [
-        name
-        for name, value in expected.model_dump(exclude=apart).items()
-        if not is_close(value, weights.model_dump(include={name})[name])
-    ]
-    if wrong:
-        yield f"{WEIGHTS}: its table does not follow from its exposure and parameters ({', '.join(wrong)})"
+        dataset = open_dataset(home)
+        records = load_records(dataset)
+        file = load_weights_file(home / WEIGHTS)
+    except ExactPrepError as error:
+        return [str(error)]
+    findings = [f"{home}: {text}" for text in check_records(dataset, records, file)]
+    if weights is not None:
+        findings += [f"{weights}: {text}" for text in check_table_file(dataset, weights)]
+    return findings + check_shards(dataset, records, file, quick=quick, workers=workers, emit=emit)
 
 
-def is_close(one: object, another: object) -> bool:
-    """Whether two values are the same but for the last digits of floats, which another machine may round otherwise."""
-    if isinstance(one, float) and isinstance(another, float):
-        return math.isclose(one, another, rel_tol=1e-9)
-    if isinstance(one, dict) and isinstance(another, dict):
-        return one.keys() == another.keys() and all(is_close(value, another[key]) for key, value in one.items())
-    if isinstance(one, tuple) and isinstance(another, tuple):
-        return len(one) == len(another) and all(map(is_close, one, another))
-    return one == another
-
-
-def shards_of(
-    home: Path, manifest: Manifest, weights: WeightsFile | None, *, quick: bool, workers: int | None, emit: Emit
+def check_shards(
+    dataset: Dataset, records: Records, weights: WeightsFile, *, quick: bool, workers: int | None, emit: Emit
 ) -> list[str]:
-    """Findings about the shards, and whether their exposure is the manifest's."""
-    edges, values = runs_of_plain_weights(manifest.seq_len)
-    checksums: dict[str, str | None] = {shard.file: shard.weights_xxh3 for shard in manifest.shards}
-    if weights:
-        checksums = dict.fromkeys(checksums)
-        # What is wrong with a table from which nothing follows was said by `weights_of`.
-        with suppress(WeightsError):
-            edges, values = float16_runs(table_of(weights), manifest.seq_len)
-            checksums |= {shard.file: shard.weights_xxh3 for shard in weights.shards}
-    known = [shard for shard in manifest.shards if shard.task < len(manifest.tasks)]
-    tasks = []
-    for index, group in itertools.groupby(known, key=lambda shard: shard.task):
-        shards = tuple(group)
-        tasks.append(
-            VerifyTask(
-                directory=home,
-                seq_len=manifest.seq_len,
-                pad_id=manifest.tokenizer.pad_id,
-                vocab_size=manifest.tokenizer.vocab_size,
-                bos_id=manifest.tokenizer.bos_id,
-                eos_id=manifest.tokenizer.eos_id,
-                records=manifest.tasks[index].documents.records,
-                documents=manifest.tasks[index].documents.packed,
-                shards=shards,
-                edges=edges,
-                values=values,
-                weights_xxh3=tuple(checksums[shard.file] for shard in shards),
-                quick=quick,
-            )
-        )
-    size = sum(shard.bytes for shard in manifest.shards)
-    emit(Started(what=f"verify {home}", tasks=len(tasks), done=0, total_bytes=size, done_bytes=0))
+    """Findings about the shards, and about what they add up to."""
+    home, manifest = dataset.path, dataset.manifest
+    tasks = make_tasks(dataset, records, weights, quick=quick)
+    sizes = [sum(shard.bytes for shard in task.shards) for task in tasks.values()]
+    run = TaskRun(f"verify {home}", sizes, emit=emit)
+    numbers = list(tasks)
     findings: dict[int, list[str]] = {}
-    exposure, documents_cut, longest = Exposure(), 0, 0
-    for index, verified in run(
-        verify_shards, tasks, workers=workers or crew(size, WORKER_BYTES), name=lambda t: t.name, observer=Watcher(emit)
+    sums = Sums(len(records.source_rows))
+    for index, verified in run.each(
+        verify_shards, dict(enumerate(tasks.values())), name=lambda task: task.name, workers=workers
     ):
         findings[index] = verified.findings
-        exposure += verified.exposure
-        documents_cut += verified.documents_cut
-        longest = max(longest, verified.longest_context)
-        emit(TaskDone(done=len(findings), tasks=len(tasks)))
+        if not quick and not verified.findings:
+            sums.add(verified, records.sources[numbers[index]] if records.sources else [])
     found = [finding for index in sorted(findings) for finding in findings[index]]
     if not quick and not found:
-        found += [f"{home}: {text}" for text in sums_of(manifest, exposure, documents_cut, longest)]
+        found += [f"{home}: {text}" for text in sums.check(manifest, records)]
     return found
 
 
-def sums_of(manifest: Manifest, exposure: Exposure, documents_cut: int, longest: int) -> Iterator[str]:
-    """Findings about what was counted from all shards together."""
-    if record_of(exposure) != manifest.exposure:
-        yield "the exposure counted from the shards is not the manifest's"
-    if documents_cut != manifest.documents_cut:
-        yield f"{documents_cut:,} documents are cut, the manifest says {manifest.documents_cut:,}"
-    if longest != manifest.longest_context:
-        yield f"the longest context is {longest:,}, the manifest says {manifest.longest_context:,}"
+def make_tasks(dataset: Dataset, records: Records, weights: WeightsFile, *, quick: bool) -> dict[int, VerifyTask]:
+    """What is checked together: the shards of each task of `pack`, by its number."""
+    manifest = dataset.manifest
+    edges, values = plain_runs(manifest.seq_len)
+    checksums: dict[str, str | None] = dict.fromkeys(shard.file for shard in records.shards)
+    # What is wrong with the weights was said by `check_weights_file`.
+    with suppress(ExactPrepError):
+        if weights.kind == "exact":
+            divisor = find_divisor(weights, manifest.tree_hash)
+            edges, values = float16_runs(compute_table(weights), manifest.seq_len, divisor=divisor)
+        if weights.weights_xxh3 is not None:
+            checksums |= load_checksums(dataset, weights)
+    tasks = {}
+    for number, group in itertools.groupby(records.shards, key=lambda shard: shard.task):
+        if number >= len(records.documents) and number > 0:
+            continue
+        documents = records.documents[number] if records.documents else DocumentCounts()
+        shards = tuple(group)
+        tasks[number] = VerifyTask(
+            directory=dataset.path,
+            seq_len=manifest.seq_len,
+            pad_id=manifest.tokenizer.pad_id,
+            vocab_size=manifest.tokenizer.vocab_size,
+            bos_id=manifest.tokenizer.bos_id,
+            eos_id=manifest.tokenizer.eos_id,
+            records=documents.records,
+            documents=documents.packed,
+            sources=len(records.sources[number]) if records.sources else 0,
+            masked=manifest.masked,
+            weights=manifest.loss_weights == "column",
+            shards=shards,
+            edges=edges,
+            values=values,
+            weights_xxh3=tuple(checksums[shard.file] for shard in shards),
+            quick=quick,
+        )
+    return tasks
+
+
+class Sums:
+    """What was counted from all shards together, by source."""
+
+    def __init__(self, sources: int) -> None:
+        self._exposures = [Exposure() for _ in range(sources)]
+        self._documents, self._tokens = [0] * sources, [0] * sources
+        self._lengths = np.zeros((3, 0), np.int64)
+        self._cut = self._longest = 0
+
+    def add(self, verified: Any, places: list[int]) -> None:
+        """Add the counts of one task; `places` are its sources' rows in the table of sources."""
+        for place, exposure, documents, tokens in zip(
+            places, verified.exposures, verified.documents, verified.tokens, strict=True
+        ):
+            self._exposures[place] += exposure
+            self._documents[place] += documents
+            self._tokens[place] += tokens
+        source, length, count = verified.lengths
+        self._lengths = sum_lengths([self._lengths, np.stack([np.array(places, np.int64)[source], length, count])])
+        self._cut += verified.documents_cut
+        self._longest = max(self._longest, verified.longest_context)
+
+    def check(self, manifest: Manifest, records: Records) -> Iterator[str]:
+        """Findings about what was counted."""
+        if sum(self._exposures, Exposure()).to_record() != manifest.exposure:
+            yield "the exposure counted from the shards is not the manifest's"
+        if self._cut != manifest.documents_cut:
+            yield f"{self._cut:,} documents are cut, the manifest says {manifest.documents_cut:,}"
+        if self._longest != manifest.longest_context:
+            yield f"the longest context is {self._longest:,}, the manifest says {manifest.longest_context:,}"
+        rows = zip(records.source_rows, self._exposures, self._documents, self._tokens, strict=True)
+        for row, exposure, documents, tokens in rows:
+            said = Exposure(counts=np.array(row["counts"], np.int64), segments=row["segments"], firsts=row["firsts"])
+            if (said, row["documents"], row["tokens"]) != (exposure, documents, tokens):
+                yield f"the source {row['label']!r} has other counts than the table of sources says"
+                break
+        if not np.array_equal(self._lengths, records.lengths):
+            yield "the document lengths counted from the shards are not those of the table"

@@ -1,154 +1,65 @@
 """`weigh`: exposure of the whole corpus -> table -> weights.json -> `loss_weights` of every shard.
 
-    weights.json says `under way`  ->  shards are overwritten, each leaves a record in .work  ->  it says `complete`
+    weights.json says `incomplete` -> shards are overwritten, each leaves a record in .work -> tables/weights.parquet ->
+    weights.json says `complete`
 
-Killed anywhere, the dataset still loads, `verify` calls it half-weighed, and the next `weigh` finishes it.
+Killed anywhere, the dataset still loads, `verify` calls it half-weighed, and the next `weigh` finishes it. A dataset
+without a column of weights (`--loss-weights table`) gets a new weights.json and nothing else. All datasets of a call
+are checked before the first is touched.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exact_prep.dataset import (
-    INFO,
     MANIFEST,
-    REJECTED,
+    STATE,
+    TABLES,
     WEIGHTS,
     WORK,
-    children_of,
-    datasets_in,
-    is_unfinished,
-    is_unfinished_copy,
-    load_manifest,
-    load_weights_file,
-    write_state,
+    Dataset,
+    find_datasets,
+    make_state,
+    open_dataset,
+    table_name,
 )
-from exact_prep.engines import crew, run
-from exact_prep.errors import DatasetError, Interrupted, UsageError
-from exact_prep.pipeline.events import Finished, Note, Started, TaskDone, Watcher
-from exact_prep.pipeline.work import WORKER_BYTES, claim_copy
-from exact_prep.records import fingerprint, sealed
+from exact_prep.errors import DatasetError, UsageError, WeightsError
+from exact_prep.pipeline.events import Finished, Note, ignore
+from exact_prep.pipeline.publish import describe
+from exact_prep.pipeline.runs import TaskRun, hold, interruptible
+from exact_prep.records import encode, fingerprint, is_sealed, parse, seal
+from exact_prep.records.tables import encode_weights
+from exact_prep.records.weights import WeightsFile
 from exact_prep.stages.weigh import WeighedShard, WeighTask, recount_shard, weigh_shard
-from exact_prep.stores.local import explained, load, locked, make_directory, read_bytes, remove, save, write_atomically
+from exact_prep.stores.local import digest, explained, load, make_directory, read_bytes, remove, save, write_atomically
 from exact_prep.weighing.exposure import Exposure
-from exact_prep.weighing.files import begun, exposure_of, record_of, weights_file
-from exact_prep.weighing.weights import WeightOptions, WeightTable, default_tail_from, float16_runs, weight_table
+from exact_prep.weighing.files import exact_weights
+from exact_prep.weighing.weights import check_tail_from, float16_runs, resolve_options, weight_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from exact_prep.choices import Normalize
     from exact_prep.pipeline.events import Emit
-    from exact_prep.records.manifest import Manifest, ShardWeights, WeightsFile
+    from exact_prep.records.options import WeightOptions
+    from exact_prep.weighing.weights import WeightTable
 
-
-@dataclass(frozen=True, kw_only=True)
-class WeighOptions:
-    """What the user asks; `weights.WeightOptions` with tau still open."""
-
-    alpha: float = 0.15
-    gamma: float = 0.5
-    tail_from: int | None = None
-    """tau in tokens; None is a quarter of each dataset's row length."""
-    eps: float = 1e-6
-    max_weight: float | None = None
-    supervise_first: bool = False
-    normalize: Normalize = "none"
-    recount: bool = False
-    """Count the exposure again from the shards."""
-
-    def at(self, seq_len: int) -> WeightOptions:
-        """The options for rows of `seq_len` tokens; raises WeightsError."""
-        asked = {name: value for name, value in asdict(self).items() if name not in {"recount", "tail_from"}}
-        tail_from = default_tail_from(seq_len) if self.tail_from is None else self.tail_from
-        return WeightOptions(tail_from=tail_from, **asked)
-
-
-def weigh(
-    directory: Path,
-    options: WeighOptions,
-    *,
-    out: Path | None = None,
-    workers: int | None = 1,
-    overwrite: bool = False,
-    emit: Emit = lambda event: None,
-) -> list[WeightsFile]:
-    """Write EXACT weights into every dataset of `directory`, or into copies under `out`; returns their weights.json.
-
-    `workers` None starts as many as the work is worth.
-    Raises WeightsError, DatasetError, StorageError, UsageError, WorkerError; Interrupted, after which the same call
-    continues.
-    """
-    homes = datasets_in(directory)
-    targets = [home if out is None else out if home == directory else out / home.name for home in homes]
-    if out is not None:
-        refuse_sources(homes, out, targets)
-    written = []
-    with ExitStack() as held:
-        for place in dict.fromkeys([out or directory, *targets]):
-            held.enter_context(locked(place))
-        if out is not None and out not in targets:
-            if (out / MANIFEST).exists():
-                raise UsageError(f"{out} holds a dataset, {directory} holds several; choose another --out")
-            if is_unfinished(out) or is_unfinished_copy(out):
-                raise UsageError(f"{out} holds an unfinished run; choose another --out")
-        jobs = [job_of(home, target, options) for home, target in zip(homes, targets, strict=True)]
-        for job in jobs:
-            check_source(job)
-        copied = {job.target: file for job in jobs if job.is_copy and (file := finished_copy(job))}
-        if len(copied) == len(jobs) and not any((job.target / WORK).exists() for job in jobs):
-            # Nothing is left to be continued: this is another call, which may replace them only if it says so.
-            copied = {}
-        for job in jobs:
-            if job.target in copied:
-                remove(job.target / WORK)
-                written.append(copied[job.target])
-                continue
-            try:
-                if options.recount:
-                    recount(job.home, job.manifest, workers, emit)
-                if job.is_copy:
-                    claim_copy(job.target, job.manifest.tree_hash, overwrite=overwrite)
-                    check_room(job)
-                written.append(weigh_dataset(job, workers, emit))
-            except (KeyboardInterrupt, Interrupted):
-                begun = (job.target / WORK).exists()
-                state = f"{job.target} is half-weighed until" if begun else f"nothing was written to {job.target};"
-                raise Interrupted(f"stopped; {state} the same command, started again, finishes it") from None
-    emit(Finished())
-    return written
-
-
-def refuse_sources(homes: list[Path], out: Path, targets: list[Path]) -> None:
-    """Raise UsageError if a dataset of `homes` lies where its copies go: `--overwrite` would remove it first."""
-    sources = {home.resolve() for home in homes}
-    for target in (out, *targets):
-        if target.is_dir() and sources & {place.resolve() for place in (target, *children_of(target))}:
-            raise UsageError(
-                f"--out {out} is or holds the dataset itself; choose another --out, or leave it away to weigh in place"
-            )
+ROUNDING_TOLERANCE = 0.01
+"""Relative error of the extra supervision as stored in float16 from which the user is warned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One dataset, the table it is to hold, and where."""
+    """One dataset and the table it will hold."""
 
-    home: Path
-    target: Path
-    """The same as `home`, or where its weighed copy goes."""
-    manifest: Manifest
+    dataset: Dataset
     table: WeightTable
     file: WeightsFile
-    """weights.json while the job is under way."""
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether the weights go into a copy."""
-        return self.home != self.target
+    """weights.json while the job is incomplete."""
 
     @property
     def identity(self) -> str:
@@ -156,151 +67,248 @@ class Job:
         return fingerprint(self.file)
 
 
-def job_of(home: Path, target: Path, options: WeighOptions) -> Job:
-    """What is to be done for one dataset; raises WeightsError, DatasetError, StorageError."""
-    manifest = load_manifest(home)
-    table = weight_table(exposure_of(manifest.exposure), options.at(manifest.seq_len))
-    return Job(home=home, target=target, manifest=manifest, table=table, file=weights_file(table, manifest))
+def weigh(
+    directory: Path,
+    options: WeightOptions,
+    *,
+    out: Path | None = None,
+    recount: bool = False,
+    allow_empty_tail: bool = False,
+    workers: int | None = 1,
+    lock: bool = True,
+    emit: Emit = ignore,
+) -> list[WeightsFile]:
+    """Write EXACT weights into every dataset of `directory`, or only the table into the file `out`.
+
+    Returns the weights.json of each. `recount` counts the exposure again from the shards; `workers` None starts as many
+    as the work is worth; `lock` False takes the datasets to be free. Raises WeightsError (also for a `tail_from` that
+    is not a bucket edge, and for an empty tail unless `allow_empty_tail`), DatasetError, StorageError, UsageError,
+    WorkerError; Interrupted, after which the same call continues.
+    """
+    homes = find_datasets(directory)
+    if out is not None:
+        return [write_table(homes, options, out, recount, allow_empty_tail, workers, emit)]
+    with hold_all(directory, homes, lock=lock):
+        jobs = [plan_job(home, options, allow_empty_tail) for home in homes]
+        for job in jobs:
+            check_shards(job.dataset)
+        if recount:
+            for job in jobs:
+                with interruptible(lambda: f"stopped; nothing was written to {directory}"):
+                    recount_exposure(job.dataset, workers, emit)
+        written = []
+        for job in jobs:
+            with interruptible(lambda home=job.dataset.path: explain_stop(home)):
+                written.append(weigh_dataset(job, workers, emit))
+    emit(Finished())
+    return written
 
 
-def weigh_dataset(job: Job, workers: int | None, emit: Emit) -> WeightsFile:
-    """Weigh one dataset."""
-    manifest, target = job.manifest, job.target
-    for note in remarks(job.table, manifest):
-        emit(Note(text=note))
-    edges, values = float16_runs(job.table, manifest.seq_len)
-    done = weighed_shards(target, job.identity)
-    make_directory(target / WORK)
-    save(sealed(job.file), target / WEIGHTS)
-    if not job.is_copy:
-        write_state(target, manifest.shards, manifest.tree_hash, job.identity, "under way")
-    tasks = [
-        WeighTask(
-            source=job.home / shard.file,
-            target=target / shard.file,
-            edges=edges,
-            values=values,
-            table=job.identity,
-            record=target / WORK / f"{shard.file}.json",
+@contextmanager
+def hold_all(directory: Path, homes: Sequence[Path], *, lock: bool) -> Iterator[None]:
+    """Hold the directory and every dataset in it."""
+    with ExitStack() as held:
+        for place in dict.fromkeys([directory, *homes]):
+            held.enter_context(hold(place, place / WORK, place / TABLES, lock=lock))
+        yield
+
+
+def explain_stop(home: Path) -> str:
+    """What a stopped `weigh` left."""
+    state = f"{home} is half-weighed until" if (home / WORK).exists() else f"nothing was written to {home};"
+    return f"stopped; {state} the same command, started again, finishes it"
+
+
+def plan_job(home: Path, options: WeightOptions, allow_empty_tail: bool) -> Job:
+    """What will be done for one dataset; raises WeightsError, DatasetError, StorageError."""
+    dataset = open_dataset(home)
+    manifest = dataset.manifest
+    if options.tail_from is not None:
+        check_tail_from(options.tail_from)
+    table = weight_table(Exposure.from_record(manifest.exposure), resolve_options(options, manifest.seq_len))
+    if not table.in_tail.any() and not allow_empty_tail:
+        raise WeightsError(
+            f"{home}: no target has an effective context of {table.tail_start:,} or more (the longest has "
+            f"{manifest.longest_context:,}), so there is nothing to weigh; lower --tail-from, pack longer documents, "
+            "or write weights of 1 with --allow-empty-tail"
         )
-        for shard in manifest.shards
-        if shard.file not in done
-    ]
-    sizes = {shard.file: shard.bytes for shard in manifest.shards}
-    emit(
-        Started(
-            what=f"weigh {target}",
-            tasks=len(manifest.shards),
-            done=len(done),
-            total_bytes=sum(sizes.values()),
-            done_bytes=sum(sizes[name] for name in done),
+    float16_runs(table, manifest.seq_len)  # raises for a weight beyond float16
+    file = exact_weights(table, [describe(manifest)], manifest.seq_len, state="incomplete")
+    return Job(dataset=dataset, table=table, file=file)
+
+
+def write_table(
+    homes: Sequence[Path],
+    options: WeightOptions,
+    out: Path,
+    recount: bool,
+    allow_empty_tail: bool,
+    workers: int | None,
+    emit: Emit,
+) -> WeightsFile:
+    """Write the table alone to the file `out`, and touch no dataset."""
+    if len(homes) > 1:
+        lengths = ", ".join(home.name for home in homes)
+        raise UsageError(
+            f"--out FILE holds one table, and {homes[0].parent} holds datasets of several row lengths ({lengths}); "
+            "name one of them"
         )
-    )
-    workers = workers or crew(sum(sizes[task.target.name] for task in tasks), WORKER_BYTES)
-    for index, weights in run(weigh_shard, tasks, workers=workers, name=lambda t: t.name, observer=Watcher(emit)):
-        done[tasks[index].target.name] = weights
-        emit(TaskDone(done=len(done), tasks=len(manifest.shards)))
-    return finish(job, tuple(done[shard.file] for shard in manifest.shards))
-
-
-def finish(job: Job, shards: tuple[ShardWeights, ...]) -> WeightsFile:
-    """Say that all shards are weighed; a copy gets the rest of its files, its manifest last."""
-    target = job.target
-    complete = sealed(job.file.model_copy(update={"state": "complete", "shards": shards}))
-    write_state(target, job.manifest.shards, job.manifest.tree_hash, job.identity)
-    for name in taken_along(job):
-        write_atomically(target / name, read_bytes(job.home / name))
-    save(complete, target / WEIGHTS)
-    if job.is_copy:
-        save(job.manifest, target / MANIFEST)
-    remove(target / WORK)
+    check_table_path(out)
+    job = plan_job(homes[0], options, allow_empty_tail)
+    if recount:
+        recount_exposure(job.dataset, workers, emit)
+    emit_notes(job, emit)
+    complete = seal(job.file.model_copy(update={"state": "complete"}))
+    make_directory(out.parent)
+    write_atomically(out, encode(complete))
+    emit(Finished())
     return complete
 
 
-def finished_copy(job: Job) -> WeightsFile | None:
-    """weights.json of the copy that this job would make, if an earlier call has made it."""
-    if not (job.target / MANIFEST).exists() or load_manifest(job.target) != job.manifest:
-        return None
-    weights = load_weights_file(job.target)
-    if weights is None or weights.state != "complete":
-        return None
-    return weights if begun(weights) == job.file else None
+def check_table_path(out: Path) -> None:
+    """Raise UsageError unless a table may be written to `out`: a new file, or another table, outside of datasets."""
+    if out.is_dir():
+        raise UsageError(
+            f"{out} is a directory; --out names the file of the table, such as {out / 'weights-alpha-0.3.json'}. "
+            "To copy a dataset use cp -r"
+        )
+    parents = [out.absolute().parent, out.parent.resolve()]  # as named, and where links lead
+    for place in dict.fromkeys(place for parent in parents for place in (parent, *parent.parents)):
+        if (place / MANIFEST).is_file() or (place / WORK).is_dir():
+            raise UsageError(f"{out} lies inside the dataset {place}; choose an --out elsewhere")
+    if out.exists() and not is_table(out):
+        raise UsageError(f"{out} exists and is not a table of weights; choose another --out")
 
 
-def weighed_shards(target: Path, identity: str) -> dict[str, ShardWeights]:
-    """Shards that hold this table already, by their records; records of other tables are removed."""
+def is_table(path: Path) -> bool:
+    """Whether a file is a table that `weigh --out` wrote."""
+    data = read_bytes(path)
+    try:
+        parse(WeightsFile, data, path)
+    except DatasetError:
+        return False
+    return is_sealed(data)
+
+
+def weigh_dataset(job: Job, workers: int | None, emit: Emit) -> WeightsFile:
+    """Weigh one dataset in place."""
+    dataset = job.dataset
+    home, manifest, shards = dataset.path, dataset.manifest, dataset.shards
+    emit_notes(job, emit)
+    names = [shard.file for shard in shards]
+    if manifest.loss_weights == "table":
+        # Incomplete until state.json follows: killed in between, the dataset is half-weighed like any other.
+        save(seal(job.file), home / WEIGHTS)
+        write_atomically(home / STATE, make_state(names, manifest.tree_hash, job.identity))
+        complete = seal(job.file.model_copy(update={"state": "complete"}))
+        save(complete, home / WEIGHTS)
+        return complete
+    edges, values = float16_runs(job.table, manifest.seq_len)
+    done = find_weighed(home, job.identity)
+    make_directory(home / WORK)
+    save(seal(job.file), home / WEIGHTS)
+    write_atomically(home / STATE, make_state(names, manifest.tree_hash, job.identity, "incomplete"))
+    finished = [index for index, name in enumerate(names) if name in done]
+    run = TaskRun(f"weigh {home}", [shard.bytes for shard in shards], finished, emit=emit)
+    tasks = {
+        index: WeighTask(
+            path=home / names[index],
+            edges=edges,
+            values=values,
+            table=job.identity,
+            record=home / WORK / f"{names[index]}.json",
+        )
+        for index in run.missing
+    }
+    for index, checksum in run.each(weigh_shard, tasks, name=lambda task: task.name, workers=workers):
+        done[names[index]] = checksum
+    return finish(job, {name: done[name] for name in names})
+
+
+def finish(job: Job, checksums: dict[str, str]) -> WeightsFile:
+    """Record that all shards are weighed."""
+    home, manifest = job.dataset.path, job.dataset.manifest
+    table = encode_weights(checksums)
+    job.dataset.store.write(table_name("weights"), table)
+    complete = seal(job.file.model_copy(update={"state": "complete", "weights_xxh3": digest([table])}))
+    write_atomically(home / STATE, make_state(list(checksums), manifest.tree_hash, job.identity))
+    save(complete, home / WEIGHTS)
+    remove(home / WORK)
+    return complete
+
+
+def find_weighed(home: Path, identity: str) -> dict[str, str]:
+    """Checksums of shards that hold this table already, by their records; records of other tables are removed."""
     done = {}
-    for path in sorted((target / WORK).glob("*.arrow.json")):
+    for path in sorted((home / WORK).glob("data-*.arrow.json")):
         try:
             record = load(WeighedShard, path)
         except DatasetError:
             record = None
-        if record and record.table == identity and (target / record.weights.file).is_file():
-            done[record.weights.file] = record.weights
+        if record and record.table == identity and (home / record.file).is_file():
+            done[record.file] = record.weights_xxh3
         else:
             remove(path)
     return done
 
 
-def taken_along(job: Job) -> list[str]:
-    """The files of a dataset that a copy gets as they are."""
-    if not job.is_copy:
-        return []
-    return [INFO, REJECTED] if job.manifest.rejected_xxh3 else [INFO]
+def check_shards(dataset: Dataset) -> None:
+    """Before anything is touched: raise DatasetError or StorageError unless all shards are there and may be written.
 
-
-def check_source(job: Job) -> None:
-    """Before anything is touched: raise DatasetError or StorageError unless all that is weighed or copied is there."""
-    for shard in job.manifest.shards:
-        path = job.home / shard.file
+    A shard that is a link, or has several names, is refused: what is written to it would change other copies too, such
+    as the blobs of a Hugging Face cache, which several snapshots share.
+    """
+    column = dataset.manifest.loss_weights == "column"
+    for shard in dataset.shards:
+        path = dataset.path / shard.file
         with explained("read", path):
-            size = path.stat().st_size
+            status = path.stat()
+        size = status.st_size
+        if column and (path.is_symlink() or status.st_nlink > 1):
+            kind = "a symbolic link" if path.is_symlink() else f"one of {status.st_nlink} names of a file"
+            raise DatasetError(
+                f"{path} is {kind}, and weights written to it would change the other copies; copy the dataset first "
+                f"(cp -rL {dataset.path} COPY) and weigh the copy, or use `exact-prep weigh --out FILE.json`"
+            )
         if size != shard.bytes:
             raise DatasetError(
-                f"{path}: {size:,} bytes, the manifest says {shard.bytes:,}; `exact-prep verify` says more"
+                f"{path}: {size:,} bytes, the table of shards says {shard.bytes:,}; `exact-prep verify` says more"
             )
-        if not os.access(path, os.R_OK if job.is_copy else os.R_OK | os.W_OK):
-            with explained("read" if job.is_copy else "write", path):
+        if column and not os.access(path, os.R_OK | os.W_OK):
+            with explained("write", path):
                 raise PermissionError(13, "Permission denied")
-    for path in (job.home / name for name in taken_along(job)):
-        if not path.is_file():
-            raise DatasetError(f"{path} is missing, the copy would lack it too; `exact-prep verify` says more")
 
 
-def check_room(job: Job) -> None:
-    """Raise StorageError if the shards that are missing in a copy do not fit on its device."""
-    with explained("copy to", job.target):
-        free = shutil.disk_usage(job.target).free
-        need = sum(shard.bytes for shard in job.manifest.shards if not (job.target / shard.file).exists())
-        if need > free:
-            raise OSError(28, f"{need:,} bytes are needed, {free:,} are free; make room, or weigh in place")
-
-
-def recount(home: Path, manifest: Manifest, workers: int | None, emit: Emit) -> None:
-    """Count the exposure from the shards and hold it against the manifest's; raises DatasetError."""
-    paths = [home / shard.file for shard in manifest.shards]
-    size = sum(shard.bytes for shard in manifest.shards)
-    emit(Started(what=f"recount {home}", tasks=len(paths), done=0, total_bytes=size, done_bytes=0))
-    workers, counted = workers or crew(size, WORKER_BYTES), Exposure()
-    for count, (_, record) in enumerate(
-        run(recount_shard, paths, workers=workers, name=str, observer=Watcher(emit)), start=1
-    ):
-        counted += exposure_of(record)
-        emit(TaskDone(done=count, tasks=len(paths)))
-    if record_of(counted) != manifest.exposure:
+def recount_exposure(dataset: Dataset, workers: int | None, emit: Emit) -> None:
+    """Count the exposure from the shards and compare it with the manifest's; raises DatasetError."""
+    home, shards = dataset.path, dataset.shards
+    run = TaskRun(f"recount {home}", [shard.bytes for shard in shards], emit=emit)
+    paths = {index: home / shard.file for index, shard in enumerate(shards)}
+    counted = Exposure()
+    for _, record in run.each(recount_shard, paths, name=str, workers=workers):
+        counted += Exposure.from_record(record)
+    if counted.to_record() != dataset.manifest.exposure:
         raise DatasetError(f"{home}: the shards' exposure is not the manifest's; `exact-prep verify {home}` says where")
 
 
-def remarks(table: WeightTable, manifest: Manifest) -> list[str]:
-    """What the user should know about a table."""
-    options, notes = table.options, []
-    if table.tail_start != options.tail_from:
-        notes.append(f"--tail-from {options.tail_from} is no bucket edge: the tail begins at {table.tail_start}")
+def emit_notes(job: Job, emit: Emit) -> None:
+    """Say what the user should know about a table."""
+    table, options, rounding = job.table, job.table.options, job.file.rounding
+    home = job.dataset.path
     if not table.in_tail.any():
-        notes.append(
-            f"no target has an effective context of {table.tail_start} or more (the longest has "
-            f"{manifest.longest_context}): all weights are 1; lower --tail-from, or pack longer documents"
-        )
+        emit(Note(text=f"{home}: no target is in the tail (from {table.tail_start:,}): all weights are 1"))
     elif options.alpha - table.extra > 1e-9 * max(options.alpha, 1.0):
-        notes.append(f"clipping took {options.alpha - table.extra:.4g} of the extra supervision {options.alpha:g}")
-    return notes
+        emit(
+            Note(
+                text=f"{home}: clipping took {options.alpha - table.extra:.4g} of the extra supervision "
+                f"{options.alpha:g}"
+            )
+        )
+    if rounding and table.extra and abs(rounding.extra_relative_error) > ROUNDING_TOLERANCE:
+        emit(
+            Note(
+                text=f"{home}: as float16 the extra supervision is {rounding.extra_float16:.4g} instead of "
+                f"{table.extra:.4g} ({rounding.extra_relative_error:+.1%}); "
+                "choose a larger --alpha, or --normalize none"
+            )
+        )

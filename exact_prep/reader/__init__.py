@@ -1,1 +1,9 @@
-"""Rows of a packed dataset for whoever trains on them: NumPy only, no framework."""
+"""A packed dataset for whoever trains on it: NumPy only, no framework.
+
+rows.py      rows of a dataset: `exact_prep.open(DIR)`
+lookup.py    weights.json as a lookup table: `exact_prep.load_weights`
+columns.py   what a trainer wants, derived from a row's stored columns
+collate.py   rows to one batch of arrays
+order.py     which rows, when and on which rank: shuffling, sharding, exact resume
+blocks.py    all rows in the order of the files, checked, in blocks of bounded size: what exports read
+"""

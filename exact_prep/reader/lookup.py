@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.dataset import read_weights_file
+from exact_prep.dataset import WEIGHTS, load_weights_file
 from exact_prep.errors import DatasetError, WeightsError
 from exact_prep.reader.columns import position_ids
-from exact_prep.weighing.files import options_of
-from exact_prep.weighing.weights import WeightTable, float16_runs
+from exact_prep.weighing.files import find_divisor, load_table, weight_runs
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import ArrayLike
 
-    from exact_prep.records.manifest import WeightsFile
+    from exact_prep.records.weights import WeightsFile
+    from exact_prep.weighing.exposure import Exposure
+    from exact_prep.weighing.weights import WeightTable
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class LoadedWeights:
     """A weights.json, ready to be looked up. Get it with `load_weights`."""
 
     file: WeightsFile
-    """The file as it was written: exposure, table, options, rounding audit."""
+    """The file as it was written: exposures, table, options, rounding audit."""
+    dataset_id: str = ""
+    """The dataset whose weights these are, where a mixture gives each its own."""
 
     @property
     def seq_len(self) -> int:
@@ -45,28 +48,40 @@ class LoadedWeights:
         Dividing a batch's weighted loss by `mean_weight * supervised targets` is dividing by its expected sum of
         weights, without summing over ranks.
         """
-        return self.file.rounding.mean_weight_float16
+        return self.file.rounding.mean_weight_float16 if self.file.rounding else 1.0
+
+    @property
+    def supervise_first(self) -> bool:
+        """Whether the first token of a segment carries loss."""
+        return bool(self.file.options and self.file.options.supervise_first)
 
     @cached_property
     def table(self) -> WeightTable:
         """Weights by bucket, float64, before rounding."""
-        file = self.file
-        return WeightTable(
-            options=options_of(file),
-            counts=np.array(file.counts, np.int64),
-            weights=np.array(file.weights),
-            in_tail=np.array(file.in_tail, bool),
-            scale=file.scale,
-            extra=file.extra,
-        )
+        return load_table(self.file)
+
+    @cached_property
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights by position as constant runs: edges int32[K + 1] and float16 bit patterns uint16[K]."""
+        return weight_runs(self.file, self.dataset_id)
 
     @cached_property
     def lut(self) -> np.ndarray:
         """Weight by position in the segment, float32[seq_len], rounded to float16 as in the shards; read-only."""
-        edges, bits = float16_runs(self.table, self.seq_len)
+        edges, bits = self.runs
         lut = np.repeat(bits.view(np.float16).astype(np.float32), np.diff(edges))
         lut.flags.writeable = False
         return lut
+
+    def sum_weights(self, exposure: Exposure) -> float:
+        """Sum of the weights of all supervised targets of a dataset, as rounded to float16."""
+        table = self.table
+        counts = exposure.within(table.options.window).supervised(supervise_first=self.supervise_first)
+        weights = np.full(counts.size, 1 / table.scale)
+        known = table.weights[: counts.size]
+        weights[: known.size] = known
+        weights = (weights / find_divisor(self.file, self.dataset_id)).astype(np.float16)
+        return float(counts @ weights.astype(np.float64))
 
     def of_positions(self, positions: ArrayLike) -> np.ndarray:
         """Weights of tokens at `positions[...]` in their segments, float32 of the same shape.
@@ -99,19 +114,21 @@ class LoadedWeights:
 
 
 def load_weights(path: str | PathLike[str]) -> LoadedWeights:
-    """The weights in `path`, a weights.json or the directory that holds one.
+    """The weights in `path`: a weights.json, a table that `weigh --out` wrote, or the directory of a dataset.
 
-    Raises DatasetError if there is none (the dataset is not weighed), if it is no weights.json, or if `weigh` has not
+    Raises DatasetError if there is none, if they are plain (the dataset is not weighed), or if `weigh` has not
     finished.
     """
     path = Path(path)
-    file = path / "weights.json" if path.is_dir() else path
+    file = path / WEIGHTS if path.is_dir() else path
     directory = file.parent
     if not file.is_file():
-        raise DatasetError(f"{file} does not exist: the dataset is not weighed; run `exact-prep weigh {directory}`")
-    weights = read_weights_file(file)
-    if weights.state != "complete":
+        raise DatasetError(f"{file} does not exist; run `exact-prep weigh {directory}`, or name another file")
+    weights = load_weights_file(file)
+    if weights.kind == "plain":
         raise DatasetError(
-            f"{file} is {weights.state}: weigh has not finished; run `exact-prep weigh {directory}` again"
+            f"{file} holds plain weights: the dataset is not weighed; run `exact-prep weigh {directory}`"
         )
-    return LoadedWeights(weights)
+    if weights.state != "complete":
+        raise DatasetError(f"{file} is incomplete: weigh has not finished; run `exact-prep weigh {directory}` again")
+    return LoadedWeights(weights, weights.datasets[0].id if len(weights.datasets) == 1 else "")

@@ -1,14 +1,17 @@
-"""A packed dataset as rows: mapped files, NumPy views, nothing copied. NumPy and the shard room only; no framework.
+"""A packed dataset as rows: mapped files, NumPy views, nothing copied.
 
-dataset = exact_prep.open("corpus-4k")
-dataset[7].input_ids            int32[L], a view of the file
-dataset[7].weights("prediction")
-dataset.shuffle(seed=1).shard(rank=0, world_size=8)[10:20]
+    dataset = exact_prep.open("corpus-4k")
+    dataset[7].input_ids            int32[L], a view of the file
+    dataset[7].weights("prediction")
+    dataset.shuffle(seed=1).shard(rank=0, world_size=8)[10:20]
+
+Weights come from the shards' column, or are computed from a table: for a dataset without the column, for a table given
+to `open`, and for plain weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index as as_index
 from pathlib import Path
@@ -16,22 +19,26 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from exact_prep import shards
-from exact_prep.dataset import MANIFEST, datasets_in, load_manifest
+from exact_prep.dataset import MANIFEST, WEIGHTS, Dataset, belongs_to, find_datasets, open_dataset
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.reader import columns
 from exact_prep.reader.lookup import LoadedWeights, load_weights
+from exact_prep.shards import Shard, fill_weights, open_shard
 from exact_prep.shuffle import permutation
+from exact_prep.stores.local import identify_file
+from exact_prep.weighing.exposure import Exposure
+from exact_prep.weighing.weights import plain_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from os import PathLike
 
+    from exact_prep.batches import Rows
     from exact_prep.choices import Align
     from exact_prep.records.manifest import Manifest
 
 SHARDS_MAPPED = 256
-"""Shards kept mapped at once: each holds a file descriptor, of which a process often has only 1024."""
+"""Shards kept mapped at once: each holds a file descriptor, and a process often has only 1024."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,8 @@ class Row:
     """Each segment's document, int64[S]."""
     doc_offsets: np.ndarray
     """Where each segment starts in its document, in tokens, int64[S]."""
+    sources: np.ndarray
+    """Each segment's source, int16[S]: place in the label list of its task."""
     loss_weights: np.ndarray
     """Weight of the target `input_ids[t]`, float16[L]."""
 
@@ -81,16 +90,39 @@ class PackedDataset:
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, loaded: LoadedWeights | None, order: Sequence[int] | np.ndarray
+        self,
+        files: Dataset,
+        loaded: LoadedWeights | None,
+        order: Sequence[int] | np.ndarray,
+        *,
+        stored: bool,
     ) -> None:
-        """Use `exact_prep.open`; `loaded` None means plain weights, `order` lists row numbers."""
-        self.path = path
-        self.manifest = manifest
+        """Use `exact_prep.open`; `loaded` None means plain weights, `order` lists row numbers.
+
+        `stored` says whether the shards' column holds these weights; otherwise they are computed.
+        """
+        self.files = files
+        """Manifest and tables."""
         self.loaded_weights = loaded
-        """The weights.json, or None if the dataset was opened with plain weights."""
+        """The weights, or None if the dataset was opened with plain weights."""
+        self.has_stored_weights = stored
+        """Whether the weights are read from the shards."""
         self._order = order
-        self._first_rows = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
-        self._mapped: dict[int, tuple[shards.Shard, np.ndarray]] = {}
+        self._first_rows = np.cumsum([0, *(shard.rows for shard in files.shards)])
+        self._mapped: dict[int, tuple[Shard, np.ndarray]] = {}
+        self._weights_file = str(files.path / WEIGHTS)
+        self._weights_seen: tuple[int, int, int] | None = None
+        """The weights.json that was last found to be the loaded one, by `identify_file`."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return self.files.path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it is made of, and how."""
+        return self.files.manifest
 
     @property
     def seq_len(self) -> int:
@@ -102,6 +134,11 @@ class PackedDataset:
         """The numbers of the rows in the directory, in this dataset's order."""
         return self._order
 
+    @cached_property
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights by position as constant runs: edges int32[K + 1] and float16 bit patterns uint16[K]."""
+        return plain_runs(self.seq_len) if self.loaded_weights is None else self.loaded_weights.runs
+
     @property
     def weight_per_row(self) -> float:
         """Mean sum of weights of a row over the whole corpus; of a plain dataset, mean number of supervised targets.
@@ -110,12 +147,17 @@ class PackedDataset:
         themselves: the gradient does not depend on how rows are split into microbatches, and no sum over ranks is
         needed.
         """
-        exposure = self.manifest.exposure
-        targets = sum(exposure.counts)
-        if self.loaded_weights is not None:
-            file = self.loaded_weights.file
-            targets = self.loaded_weights.mean_weight * (targets + file.supervise_first * exposure.segments)
-        return targets / self.manifest.rows
+        exposure = Exposure.from_record(self.manifest.exposure)
+        whole = exposure.targets if self.loaded_weights is None else self.loaded_weights.sum_weights(exposure)
+        return whole / self.manifest.rows
+
+    def with_weights(self, rows: Rows) -> Rows:
+        """Rows of this dataset with their weights: those in the shard, or computed."""
+        if self.has_stored_weights:
+            return rows
+        weights = np.empty(rows.input_ids.shape, np.uint16)
+        fill_weights(rows, *self.runs, weights)
+        return replace(rows, loss_weights=weights.view(np.float16))
 
     def __len__(self) -> int:
         return len(self._order)
@@ -165,40 +207,50 @@ class PackedDataset:
         return self[rank::world_size]
 
     def _reordered(self, order: Sequence[int] | np.ndarray) -> PackedDataset:
-        dataset = PackedDataset(self.path, self.manifest, self.loaded_weights, order)
+        dataset = PackedDataset(self.files, self.loaded_weights, order, stored=self.has_stored_weights)
         dataset._mapped = self._mapped
         return dataset
 
     def _row(self, number: int) -> Row:
+        if self.has_stored_weights and identify_file(self._weights_file) != self._weights_seen:
+            self._check_weights()
         shard_number = int(np.searchsorted(self._first_rows, number, side="right")) - 1
         shard, first_rows = self._shard(shard_number)
         inside = number - int(self._first_rows[shard_number])
-        batch_number = int(np.searchsorted(first_rows, inside, side="right")) - 1
-        batch = shard.batches[batch_number]
-        i = inside - int(first_rows[batch_number])
-        segments = slice(int(batch.row_splits[i]), int(batch.row_splits[i + 1]))
-        seq_lengths = batch.seq_lengths[segments]
-        weights = batch.loss_weights[i]
-        if self.loaded_weights is None:
-            weights = (columns.position_ids(seq_lengths, self.seq_len) > 0).astype(np.float16)
+        batch = int(np.searchsorted(first_rows, inside, side="right")) - 1
+        at = inside - int(first_rows[batch])
+        rows = self.with_weights(shard.batches[batch].slice(at, at + 1))
+        if rows.loss_weights is None:
+            raise DatasetError(f"{shard.path} holds no weights; run `exact-prep verify {self.path}`")
         return Row(
-            input_ids=batch.input_ids[i],
-            seq_lengths=seq_lengths,
-            doc_ids=batch.doc_ids[segments],
-            doc_offsets=batch.doc_offsets[segments],
-            loss_weights=weights,
+            input_ids=rows.input_ids[0],
+            seq_lengths=rows.seq_lengths,
+            doc_ids=rows.doc_ids,
+            doc_offsets=rows.doc_offsets,
+            sources=rows.sources,
+            loss_weights=rows.loss_weights[0],
         )
 
-    def _shard(self, number: int) -> tuple[shards.Shard, np.ndarray]:
+    def _check_weights(self) -> None:
+        """Raise DatasetError if weights.json is no longer the one that was loaded: the shards follow it."""
+        seen = identify_file(self._weights_file)
+        if self.loaded_weights and self.files.weights().checksum != self.loaded_weights.file.checksum:
+            raise DatasetError(
+                f"{self.path} was weighed again after it was opened: its rows no longer have the weights that were "
+                "loaded; open it again"
+            )
+        self._weights_seen = seen
+
+    def _shard(self, number: int) -> tuple[Shard, np.ndarray]:
         """A mapped shard, and the first row of each of its batches; beyond SHARDS_MAPPED the oldest is let go."""
         if (kept := self._mapped.get(number)) is not None:
             return kept
-        record = self.manifest.shards[number]
-        shard = shards.opened(self.path / record.file)
-        first_rows = np.cumsum([0, *(batch.rows for batch in shard.batches)])
+        record = self.files.shards[number]
+        shard = open_shard(self.path / record.file)
+        first_rows = np.cumsum([0, *(len(batch) for batch in shard.batches)])
         if shard.seq_len != self.seq_len or first_rows[-1] != record.rows:
             raise DatasetError(
-                f"{shard.path} holds {first_rows[-1]} rows of {shard.seq_len} tokens, its manifest says {record.rows} "
+                f"{shard.path} holds {first_rows[-1]} rows of {shard.seq_len} tokens, its dataset says {record.rows} "
                 f"of {self.seq_len}; run `exact-prep verify {self.path}`"
             )
         self._mapped[number] = shard, first_rows
@@ -210,34 +262,68 @@ class PackedDataset:
         return {**self.__dict__, "_mapped": {}}
 
 
-def open(path: str | PathLike[str], *, plain: bool = False) -> PackedDataset:  # noqa: A001
+def open(  # noqa: A001
+    path: str | PathLike[str],
+    *,
+    weights: str | PathLike[str] | None = None,
+    plain: bool = False,
+    weights_from_elsewhere: bool = False,
+) -> PackedDataset:
     """The packed dataset in the directory `path`, its weights included.
 
-    `plain` gives every supervised target the weight 1, whatever the shards hold: the baseline, on the same rows.
-    Nothing but the manifest and weights.json is read until rows are. Raises DatasetError, with the remedy, if there is
-    no manifest, a shard is missing or has another size, the dataset is not weighed or only in part, or weights.json
-    belongs to another dataset.
+    `weights` is a table that `weigh --out` wrote, used in place of the dataset's own weights; one that was made for
+    other datasets is refused unless `weights_from_elsewhere`. `plain` gives every supervised target the weight 1: the
+    baseline, on the same rows. Only the manifest, weights.json and two tables are read until rows are. Raises
+    DatasetError, with the remedy, if there is no manifest, a shard is missing or has another size, the dataset is not
+    weighed or only in part, or weights belong to another dataset; UsageError for options that exclude each other.
     """
     path = Path(path)
-    if not (path / MANIFEST).is_file() and (several := datasets_in(path)):
+    if plain and weights is not None:
+        raise UsageError("plain=True and weights= exclude each other; leave one out")
+    if not (path / MANIFEST).is_file() and (several := find_datasets(path)):
         raise DatasetError(f"{path} holds a dataset per row length; open one of: {', '.join(map(str, several))}")
-    manifest = load_manifest(path)
-    for record in manifest.shards:
+    files = open_dataset(path)
+    for record in files.shards:
         shard = path / record.file
         size = shard.stat().st_size if shard.is_file() else None
         if size != record.bytes:
             found = "is missing" if size is None else f"has {size} bytes, not {record.bytes}"
             raise DatasetError(f"{shard} {found}; copy the dataset again, or see `exact-prep verify {path}`")
-    loaded = None if plain else _weights_of(path, manifest)
-    return PackedDataset(path, manifest, loaded, range(manifest.rows))
-
-
-def _weights_of(path: Path, manifest: Manifest) -> LoadedWeights:
-    """The weights of a dataset; raises DatasetError if they are not its own."""
+    rows = range(files.manifest.rows)
+    if plain:
+        return PackedDataset(files, None, rows, stored=False)
+    if weights is not None:
+        loaded = load_table_for(weights, files, elsewhere=weights_from_elsewhere)
+        return PackedDataset(files, loaded, rows, stored=False)
     loaded = load_weights(path)
-    if (loaded.file.dataset_tree_hash, loaded.seq_len) != (manifest.tree_hash, manifest.seq_len):
+    if not belongs_to(loaded.file, files.manifest):
+        raise DatasetError(f"{path / WEIGHTS} belongs to another dataset; run `exact-prep weigh {path}`")
+    loaded = LoadedWeights(loaded.file, files.manifest.tree_hash)
+    return PackedDataset(files, loaded, rows, stored=files.manifest.loss_weights == "column")
+
+
+def load_table_for(weights: str | PathLike[str], files: Dataset, *, elsewhere: bool = False) -> LoadedWeights:
+    """The table in the file `weights`, for a dataset that need not be its own.
+
+    Raises DatasetError if it was made for rows of another length, for another tokenizer or, unless `elsewhere`, for
+    other datasets.
+    """
+    loaded, manifest = load_weights(weights), files.manifest
+    if loaded.seq_len != manifest.seq_len:
         raise DatasetError(
-            f"{path / 'weights.json'} belongs to another dataset (tree hash {loaded.file.dataset_tree_hash}, this one "
-            f"has {manifest.tree_hash}); run `exact-prep weigh {path}`"
+            f"{weights} was made for rows of {loaded.seq_len} tokens, {files.path} has rows of {manifest.seq_len}; "
+            "make a table for this dataset with `exact-prep weigh --out`"
         )
-    return loaded
+    known = {dataset.tokenizer for dataset in loaded.file.datasets} - {""}
+    if known and manifest.tokenizer.sha256 and manifest.tokenizer.sha256 not in known:
+        raise DatasetError(
+            f"{weights} was made for another tokenizer than {files.path} was packed with; "
+            "make a table for this dataset with `exact-prep weigh --out`"
+        )
+    if not belongs_to(loaded.file, manifest) and not elsewhere:
+        raise DatasetError(
+            f"{weights} was made for other datasets than {files.path}; make a table for this one with "
+            "`exact-prep weigh --out`, or use it all the same with --weights-from-elsewhere "
+            "(weights_from_elsewhere=True)"
+        )
+    return LoadedWeights(loaded.file, manifest.tree_hash)

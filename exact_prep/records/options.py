@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Annotated, get_args
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator
 
-from exact_prep.choices import Backend, InputFormat, OnError, Packing, SpecialTokens
-from exact_prep.records import Record
+from exact_prep.choices import (
+    MAX_COUNT,
+    MAX_WEIGHT,
+    Backend,
+    InputFormat,
+    LossWeights,
+    Normalize,
+    OnError,
+    Packing,
+    SpecialTokens,
+)
+from exact_prep.errors import UsageError, WeightsError
+from exact_prep.records import Record, RowLength
+
+
+def check_source_from(value: str) -> str:
+    """The value of `source_from` as it is; raises UsageError unless it is `input`, `dir` or `field:NAME`."""
+    if value in ("input", "dir") or (value.startswith("field:") and value != "field:"):
+        return value
+    raise UsageError(
+        f"--source-from {value!r} is not known;\n"
+        "write input, dir or field:NAME, where NAME is a field or column of the records"
+    )
 
 
 class SourceOptions(Record):
@@ -18,17 +42,23 @@ class SourceOptions(Record):
     ids_field: str | None = None
     """List column that holds a document's token ids; the text is then not read and nothing is tokenized."""
     input_format: InputFormat = "auto"
-    """How to read files; `auto` goes by their names."""
+    """How to read files; `auto` tells it by their names."""
+    source_from: Annotated[str, Field(json_schema_extra={"pattern": "^(input|dir|field:.+)$"})] = "input"
+    """What labels the source of a document: the `input` argument through which its file was found, the file's `dir`
+    relative to that argument, or `field:NAME`, a field or column of the record."""
     separator: str | None = None
     """What separates documents inside a text file; without it one file is one document."""
     on_error: OnError = "stop"
     """What happens to a document that cannot be used."""
     task_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Input that one task reads, about; None is 1/512 of the corpus, within 32 MiB and 512 MiB."""
+    """Input that one task reads, about, in bytes; None is 1/512 of the corpus, at least 32 MiB and at most 512 MiB, or
+    1/7,500 of a corpus for which that is more."""
     limit_docs: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many documents."""
     limit_tokens: Annotated[int, Field(ge=1)] | None = None
     """Stop after the document that reaches this many tokens."""
+
+    _source_from = field_validator("source_from")(check_source_from)
 
 
 class TokenizerOptions(Record):
@@ -55,11 +85,11 @@ class TokenizerOptions(Record):
 class PackingOptions(Record):
     """How documents become rows."""
 
-    seq_lens: tuple[Annotated[int, Field(ge=2, le=2**27)], ...] = Field(min_length=1)
+    seq_lens: tuple[RowLength, ...] = Field(min_length=1)
     """Tokens per row; one dataset per entry."""
     packing: Packing = "concat"
     """`concat` lays documents end to end and cuts at row edges; `best-fit` cuts only documents longer than a row."""
-    shuffle: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    shuffle: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     """Seed that permutes documents before packing and rows before writing, within each task."""
 
 
@@ -69,3 +99,59 @@ class PackOptions(Record):
     source: SourceOptions
     tokenizer: TokenizerOptions
     packing: PackingOptions
+    loss_weights: LossWeights = "column"
+    """Whether shards hold the weights, or readers compute them from the table in weights.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions:
+    """What the user asks of the weights. The defaults are the paper's; `eps` and `supervise_first` are ours.
+
+    The one record of these options: the command fills it, weights.json holds it, the report shows it. Raises
+    WeightsError for values that cannot be meant.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    alpha: float = 0.15
+    """Extra supervision of the tail: sum over T of q_b * (w_b - 1)."""
+    gamma: float = 0.5
+    """Exponent of the inverse bucket frequency; 0 spreads the extra evenly over tail targets."""
+    tail_from: int | None = None
+    """tau, in tokens: buckets whose lower edge is at least this are the tail. None: the first bucket edge at or above
+    a quarter of the row, or of the window if that is shorter."""
+    eps: float = 1e-6
+    """Added to a bucket's share before it is inverted."""
+    max_weight: float | None = None
+    """Upper limit of a weight; None means the largest finite float16."""
+    supervise_first: bool = False
+    """Whether the first token of a segment (left context 0) carries loss."""
+    normalize: Normalize = "none"
+    """`mean` divides all weights by their corpus mean over supervised targets."""
+    window: int | None = None
+    """Tokens that each query sees under sliding-window attention, itself included; None: the whole segment."""
+    keep_mixture: bool = False
+    """Whether each dataset of a mixture keeps its share of supervision."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant; raises WeightsError."""
+        for name in ("tail_from", "window"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Integral):
+                raise WeightsError(f"{name} must be a whole number of tokens, not {value!r}")
+        if self.normalize not in get_args(Normalize):
+            raise WeightsError(f"normalize must be one of {', '.join(get_args(Normalize))}, not {self.normalize!r}")
+        for name in ("alpha", "gamma", "eps"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+                raise WeightsError(f"{name} must be a finite number >= 0, not {value!r}")
+        if self.eps == 0:
+            raise WeightsError("eps must be > 0: it keeps the inverse of a bucket's share finite")
+        if self.tail_from is not None and not 0 <= self.tail_from < 2**31:
+            raise WeightsError(f"tail_from must lie in [0, 2**31) tokens, not {self.tail_from!r}")
+        if self.max_weight is not None and not 1 <= self.max_weight <= MAX_WEIGHT:
+            raise WeightsError(f"max_weight must lie in [1, {MAX_WEIGHT:.0f}] (float16), not {self.max_weight!r}")
+        if self.window is not None and not 1 <= self.window < 2**31:
+            raise WeightsError(f"window must lie in [1, 2**31) tokens, not {self.window!r}")
+        if self.keep_mixture and self.normalize == "mean":
+            raise WeightsError("keep_mixture and normalize mean exclude each other: both set the mean weight")

@@ -1,5 +1,28 @@
 """Where supervision goes: one record of facts (`facts`), and its renderings (`terminal`, the record's own JSON)."""
 
-from exact_prep.reports.facts import Facts, gather
+from __future__ import annotations
 
-__all__ = ["Facts", "gather"]
+from typing import TYPE_CHECKING
+
+from exact_prep.reports.facts import Facts, make_facts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Facts", "load_facts", "make_facts"]
+
+
+def load_facts(directory: Path, weights: Path | None = None, *, weights_from_elsewhere: bool = False) -> Facts:
+    """The facts of the dataset in `directory`, under its own weights or those in the file `weights`.
+
+    Raises DatasetError, StorageError. No shard is read.
+    """
+    from exact_prep.dataset import open_dataset
+    from exact_prep.reader.rows import load_table_for
+
+    dataset = open_dataset(directory)
+    if weights is None:
+        file = dataset.weights()
+    else:
+        file = load_table_for(weights, dataset, elsewhere=weights_from_elsewhere).file
+    return make_facts(str(directory), dataset.manifest, file, dataset.table("sources").to_pylist())

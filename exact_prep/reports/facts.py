@@ -1,21 +1,25 @@
-"""The facts of a packed dataset, from its manifest and weights.json alone: no shard is read here."""
+"""The facts of a packed dataset: its manifest, its sources and its weights in, one record out. Opens no file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from exact_prep.choices import Packing
-from exact_prep.dataset import WEIGHTS, load_manifest, load_weights_file
-from exact_prep.errors import DatasetError
-from exact_prep.records import Record
-from exact_prep.records.manifest import Count, DocumentCounts, TokenizerRecord, TokenLedger, WeightsFile
-from exact_prep.weighing.exposure import bucket_edges
-from exact_prep.weighing.files import exposure_of
+import numpy as np
+
+from exact_prep.choices import LossWeights, Packing
+from exact_prep.records import Count, Record
+from exact_prep.records.manifest import DocumentCounts, TokenizerRecord, TokenLedger
+from exact_prep.records.options import WeightOptions
+from exact_prep.weighing.context import bucket_edges
+from exact_prep.weighing.exposure import Exposure
+from exact_prep.weighing.files import find_divisor, load_table
+from exact_prep.weighing.weights import share
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from exact_prep.records.manifest import Manifest
+    from exact_prep.records.weights import WeightsFile
 
 
 class BucketFacts(Record):
@@ -36,19 +40,31 @@ class BucketFacts(Record):
     """Its share of supervision after weighting; null before `weigh`."""
 
 
+class SourceFacts(Record):
+    """One source of documents."""
+
+    label: str
+    documents: Count
+    tokens: Count
+    share: float
+    """Of all supervised targets: its share of supervision before weighting."""
+    tail_share: float | None
+    """Its own targets in the tail, of all its targets; null before `weigh`."""
+    weighted_share: float | None
+    """Its share of supervision after weighting; null before `weigh`."""
+
+
 class WeightFacts(Record):
     """What `weigh` did."""
 
-    state: Literal["under way", "complete"]
-    alpha: float
-    gamma: float
-    tail_from: int
-    tail_start: int
-    max_weight: float | None
-    supervise_first: bool
-    normalize: str
+    state: Literal["complete", "incomplete"]
+    options: WeightOptions
+    tail_start: Count
+    """Where the tail begins: the first bucket edge at or above tau."""
     extra: float
-    """Extra supervision of the tail as it came out; alpha less what clipping took."""
+    """Extra supervision of the tail as computed; alpha minus what clipping took."""
+    extra_float16: float
+    """The same as stored."""
     tail_share: float
     """The tail's share of supervision before weighting."""
     weighted_tail_share: float
@@ -63,6 +79,7 @@ class Facts(Record):
     tool_version: str
     seq_len: int
     packing: Packing
+    loss_weights: LossWeights
     tree_hash: str
     rows: Count
     shards: Count
@@ -81,77 +98,129 @@ class Facts(Record):
     weights: WeightFacts | None
     """Null before `weigh`."""
     buckets: tuple[BucketFacts, ...]
+    sources: tuple[SourceFacts, ...]
+    """Sorted by label."""
 
 
-def gather(directory: Path) -> Facts:
-    """The facts of the dataset in `directory`; raises DatasetError, StorageError."""
-    manifest, weights = load_manifest(directory), load_weights_file(directory)
-    if weights and (weights.dataset_tree_hash != manifest.tree_hash or weights.exposure != manifest.exposure):
-        raise DatasetError(f"{directory / WEIGHTS} belongs to another dataset; run `exact-prep weigh` again")
-    buckets = bucket_facts(manifest, weights)
+class Lens:
+    """How exposures of one dataset look under its weights: targets and weights per bucket."""
+
+    def __init__(self, manifest: Manifest, weights: WeightsFile | None) -> None:
+        """`weights` None, or plain, means that the dataset is not weighed."""
+        self.exact = weights if weights and weights.kind == "exact" else None
+        self.options = self.exact.options if self.exact else None
+        self.table = load_table(self.exact) if self.exact else None
+        self.divisor = find_divisor(self.exact, manifest.tree_hash) if self.exact else 1.0
+
+    def count(self, exposure: Exposure) -> np.ndarray:
+        """Supervised targets per bucket, int64[B]."""
+        if self.options is None:
+            return exposure.supervised()
+        return exposure.within(self.options.window).supervised(supervise_first=self.options.supervise_first)
+
+    def weigh(self, buckets: int) -> np.ndarray:
+        """Weight of a supervised target per bucket, float64[B]; 1 before `weigh`."""
+        if self.table is None:
+            return np.ones(buckets)
+        weights = np.full(buckets, 1 / self.table.scale)
+        known = self.table.weights[:buckets]
+        weights[: known.size] = known
+        return weights / self.divisor
+
+    def find_tail(self, counts: np.ndarray) -> np.ndarray:
+        """Which buckets are in the tail, bool[B]."""
+        start = self.table.tail_start if self.table else np.inf
+        return (bucket_edges(counts.size)[:-1] >= start) & (counts > 0)
+
+
+def make_facts(
+    directory: str, manifest: Manifest, weights: WeightsFile | None, sources: Sequence[Mapping[str, Any]] = ()
+) -> Facts:
+    """The facts of one dataset; `sources` are rows of its table of sources."""
+    lens = Lens(manifest, weights)
+    counts = lens.count(Exposure.from_record(manifest.exposure))
+    buckets = make_buckets(manifest, lens, counts)
     positions = manifest.rows * manifest.seq_len
     targets = sum(bucket.targets for bucket in buckets)
     middles = sum(bucket.targets * (bucket.low + bucket.high) / 2 for bucket in buckets)
     return Facts(
-        directory=str(directory),
+        directory=directory,
         tool_version=manifest.tool_version,
         seq_len=manifest.seq_len,
         packing=manifest.packing,
+        loss_weights=manifest.loss_weights,
         tree_hash=manifest.tree_hash,
         rows=manifest.rows,
-        shards=len(manifest.shards),
-        input_files=len(manifest.inputs),
+        shards=manifest.shards,
+        input_files=manifest.input_files,
         text_bytes=manifest.text_bytes,
         documents=manifest.documents,
         documents_cut=manifest.documents_cut,
         longest_context=manifest.longest_context,
         segments=manifest.exposure.segments,
         ledger=manifest.ledger,
-        padding_share=manifest.ledger.padding / positions if positions else 0.0,
+        padding_share=share(manifest.ledger.padding, positions),
         supervised_targets=targets,
-        mean_left_context_bucketed=middles / targets if targets else 0.0,
+        mean_left_context_bucketed=share(middles, targets),
         tokenizer=manifest.tokenizer,
-        weights=weight_facts(weights) if weights else None,
+        weights=make_weight_facts(lens, counts),
         buckets=buckets,
+        sources=make_sources(lens, sources),
     )
 
 
-def weight_facts(weights: WeightsFile) -> WeightFacts:
-    """What weights.json says of the whole."""
+def make_weight_facts(lens: Lens, counts: np.ndarray) -> WeightFacts | None:
+    """What weights.json says of the whole; shares are those of this dataset."""
+    file, table = lens.exact, lens.table
+    if file is None or table is None or file.rounding is None:
+        return None
+    tail, supervision = lens.find_tail(counts), counts * lens.weigh(counts.size)
     return WeightFacts(
-        state=weights.state,
-        alpha=weights.alpha,
-        gamma=weights.gamma,
-        tail_from=weights.tail_from,
-        tail_start=weights.tail_start,
-        max_weight=weights.max_weight,
-        supervise_first=weights.supervise_first,
-        normalize=weights.normalize,
-        extra=weights.extra,
-        tail_share=weights.tail_share,
-        weighted_tail_share=weights.weighted_tail_share,
-        max_relative_rounding_error=weights.rounding.max_relative_error,
+        state=file.state,
+        options=table.options,
+        tail_start=table.tail_start,
+        extra=table.extra,
+        extra_float16=file.rounding.extra_float16,
+        tail_share=share(counts[tail].sum(), counts.sum()),
+        weighted_tail_share=share(supervision[tail].sum(), supervision.sum()),
+        max_relative_rounding_error=file.rounding.max_relative_error,
     )
 
 
-def bucket_facts(manifest: Manifest, weights: WeightsFile | None) -> tuple[BucketFacts, ...]:
-    """Every bucket up to the longest context; raises DatasetError if weights.json has others."""
-    first = bool(weights and weights.supervise_first)
-    counts = exposure_of(manifest.exposure).supervised(supervise_first=first).tolist()
-    if weights and len(weights.weights) != len(counts):
-        raise DatasetError(f"{WEIGHTS} does not follow from its exposure; run `exact-prep weigh` again")
-    edges = bucket_edges(len(counts)).tolist()
-    supervision = [c * w for c, w in zip(counts, weights.weights, strict=True)] if weights else []
-    targets, mass = sum(counts), sum(supervision)
+def make_buckets(manifest: Manifest, lens: Lens, counts: np.ndarray) -> tuple[BucketFacts, ...]:
+    """Every bucket up to the longest context."""
+    edges, weights, tail = bucket_edges(counts.size).tolist(), lens.weigh(counts.size), lens.find_tail(counts)
+    supervision = counts * weights
     return tuple(
         BucketFacts(
             low=edges[b],
             high=min(edges[b + 1], manifest.seq_len) - 1,
             targets=count,
-            share=count / targets if targets else 0.0,
-            in_tail=bool(weights and weights.in_tail[b]),
-            weight=weights.weights[b] if weights else None,
-            weighted_share=(supervision[b] / mass if mass else 0.0) if weights else None,
+            share=share(count, counts.sum()),
+            in_tail=bool(tail[b]),
+            weight=float(weights[b]) if lens.exact else None,
+            weighted_share=share(supervision[b], supervision.sum()) if lens.exact else None,
         )
-        for b, count in enumerate(counts)
+        for b, count in enumerate(counts.tolist())
+    )
+
+
+def make_sources(lens: Lens, rows: Sequence[Mapping[str, Any]]) -> tuple[SourceFacts, ...]:
+    """Every source: its share of supervision before and after weighting."""
+    counted = [
+        lens.count(Exposure(counts=np.array(row["counts"], np.int64), segments=row["segments"], firsts=row["firsts"]))
+        for row in rows
+    ]
+    targets = [int(counts.sum()) for counts in counted]
+    supervision = [float(counts @ lens.weigh(counts.size)) for counts in counted]
+    return tuple(
+        SourceFacts(
+            label=row["label"],
+            documents=row["documents"],
+            tokens=row["tokens"],
+            share=share(targets[i], sum(targets)),
+            tail_share=share(counts[lens.find_tail(counts)].sum(), counts.sum()) if lens.exact else None,
+            weighted_share=share(supervision[i], sum(supervision)) if lens.exact else None,
+        )
+        for i, (row, counts) in enumerate(zip(rows, counted, strict=True))
     )

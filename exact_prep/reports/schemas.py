@@ -9,12 +9,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from exact_prep.records import canonical_json
-from exact_prep.records.manifest import Manifest, ShardRecord, WeightsFile
+from exact_prep.records.manifest import Manifest
+from exact_prep.records.weights import WeightsFile
+from exact_prep.records.work import TaskRecord
 from exact_prep.reports.facts import Facts
 
 RECORDS: dict[str, Any] = {
     "manifest": Manifest,
-    "shard-record": ShardRecord,
+    "task-record": TaskRecord,
     "weights": WeightsFile,
     "report": list[Facts],
 }
@@ -22,10 +24,10 @@ RECORDS: dict[str, Any] = {
 
 def schema_files() -> dict[str, bytes]:
     """File name -> JSON Schema, as committed in `schemas/`."""
-    return {f"{name}.schema.json": canonical_json(schema_of(name)) for name in RECORDS}
+    return {f"{name}.schema.json": canonical_json(make_schema(name)) for name in RECORDS}
 
 
-def schema_of(name: str) -> dict[str, Any]:
+def make_schema(name: str) -> dict[str, Any]:
     """The schema of a record as it is written."""
     schema = TypeAdapter(RECORDS[name]).json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

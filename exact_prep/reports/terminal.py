@@ -1,4 +1,4 @@
-"""Facts for a person at a terminal."""
+"""Renders a dataset's facts in the terminal."""
 
 from __future__ import annotations
 
@@ -16,36 +16,42 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 28
 
+SOURCES = 20
+"""Sources that are shown, at most."""
+
 
 def render(facts: Facts) -> RenderableType:
-    """A heading, the histogram, and the figures around it."""
+    """A heading, the state of the weights, the histogram, and a table of counts."""
     title = Text.assemble(
         (facts.directory, "bold"),
         f"  {facts.rows:,} rows of {facts.seq_len:,} tokens, {facts.packing}",
     )
-    return Group(title, Text(state(facts)), Text(), histogram(facts), Text(), figures(facts))
+    parts: list[RenderableType] = [title, Text(describe_state(facts)), Text(), make_histogram(facts), Text()]
+    if len(facts.sources) > 1:
+        parts += [make_sources(facts), Text()]
+    return Group(*parts, make_figures(facts))
 
 
-def state(facts: Facts) -> str:
-    """In one sentence: where supervision goes."""
+def describe_state(facts: Facts) -> str:
+    """One sentence about the weights: how much supervision the tail gets."""
     weights = facts.weights
     if weights is None:
-        return "not weighed: every supervised target counts 1; `exact-prep weigh` gives the tail its extra supervision"
+        return "not weighed: every supervised target has weight 1; run `exact-prep weigh` to give the tail more"
     if weights.state != "complete":
         return "half-weighed: some shards hold these weights, others do not; run `exact-prep weigh` again"
     return (
         f"effective context of {weights.tail_start:,} or more: {weights.tail_share:.2%} of supervision before, "
-        f"{weights.weighted_tail_share:.2%} after (alpha {weights.alpha:g}, gamma {weights.gamma:g})"
+        f"{weights.weighted_tail_share:.2%} after (alpha {weights.options.alpha:g}, gamma {weights.options.gamma:g})"
     )
 
 
-def histogram(facts: Facts) -> Table:
-    """One line per bucket of effective context: supervision before weighting, the weight, supervision after."""
+def make_histogram(facts: Facts) -> Table:
+    """One line per bucket of effective context: share of supervision before weighting, weight, share after."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("context", justify="right", no_wrap=True)
     table.add_column("targets", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    # The only column that gives way on a narrow terminal.
+    # The only column that shrinks on a narrow terminal.
     table.add_column("", min_width=6, max_width=BAR_WIDTH)
     if facts.weights:
         table.add_column("weight", justify="right", no_wrap=True)
@@ -53,12 +59,12 @@ def histogram(facts: Facts) -> Table:
         table.add_column("", no_wrap=True)
     largest = max((bucket.share for bucket in facts.buckets), default=0.0)
     for bucket in facts.buckets:
-        table.add_row(*bucket_cells(bucket, largest), style="" if bucket.targets else "dim")
+        table.add_row(*make_bucket_cells(bucket, largest), style="" if bucket.targets else "dim")
     return table
 
 
-def bucket_cells(bucket: BucketFacts, largest: float) -> list[RenderableType]:
-    """The cells of one bucket."""
+def make_bucket_cells(bucket: BucketFacts, largest: float) -> list[RenderableType]:
+    """The cells of one bucket's line."""
     colour = "yellow" if bucket.in_tail else "blue"
     cells: list[RenderableType] = [
         f"{bucket.low:,} - {bucket.high:,}",
@@ -75,8 +81,26 @@ def bucket_cells(bucket: BucketFacts, largest: float) -> list[RenderableType]:
     return cells
 
 
-def figures(facts: Facts) -> Table:
-    """Counts that a person asks for."""
+def make_sources(facts: Facts) -> Table:
+    """One line per source, the largest first: share of supervision before and after weighting."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("source", overflow="fold")
+    for name in ("documents", "tokens", "share", *(("in the tail", "after") if facts.weights else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    ranked = sorted(facts.sources, key=lambda source: -source.tokens)
+    for source in ranked[:SOURCES]:
+        # Text, because rich would read brackets in a label as markup.
+        cells = [Text(source.label), f"{source.documents:,}", f"{source.tokens:,}", f"{source.share:.2%}"]
+        if source.tail_share is not None and source.weighted_share is not None:
+            cells += [f"{source.tail_share:.2%}", f"{source.weighted_share:.2%}"]
+        table.add_row(*cells)
+    if len(ranked) > SOURCES:
+        table.add_row(Text(f"and {len(ranked) - SOURCES} more, see --json", "dim"))
+    return table
+
+
+def make_figures(facts: Facts) -> Table:
+    """A table of counts: tokens, documents, segments, text, tokenizer, weights."""
     documents, ledger, tokenizer = facts.documents, facts.ledger, facts.tokenizer
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
@@ -91,7 +115,7 @@ def figures(facts: Facts) -> Table:
     table.add_row("text", f"{facts.text_bytes:,} bytes from {facts.input_files:,} files, {facts.shards:,} shards")
     if tokenizer.backend:
         compared = f"{tokenizer.parity_texts:,} texts ({tokenizer.parity_bytes:,} bytes) compared with tokenizers"
-        # As Text: brackets in a path are no markup.
+        # Text, because rich would read brackets in a path as markup.
         table.add_row(
             "tokenizer",
             Text(f"{tokenizer.name or 'ids'}, {tokenizer.backend} {tokenizer.backend_version}, {compared}"),

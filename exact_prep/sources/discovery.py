@@ -1,8 +1,8 @@
-"""From what the user named to files in order. Looks at names and sizes, into no file but a saved dataset's state.
+"""From what the user named to files in order. Looks at names and sizes; opens no file but a saved dataset's state.
 
 The same set of files gives the same result however it is named: files are sorted by absolute path. A file that two
-inputs reach is an error: nobody means it, and training on it twice would go unnoticed. Inside one directory or glob a
-symbolic link to a file that is read anyway is left out, and counted.
+inputs reach is an error: training on it twice would go unnoticed. Inside one directory or glob, a symbolic link to a
+file that is read anyway is left out and counted.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import os
 import stat
 from collections import Counter
 from contextlib import suppress
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exact_prep.errors import UsageError
-from exact_prep.records.manifest import InputFile
+from exact_prep.records.work import InputFile
+from exact_prep.sources.formats import BY_SUFFIX, FORMATS
+from exact_prep.sources.labels import MAX_SOURCES, TOO_MANY, label_field
 from exact_prep.sources.streams import CODECS, split_suffix
 from exact_prep.stores.local import explained
 
@@ -26,44 +28,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from exact_prep.records.options import SourceOptions
-
-Format = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "hub"]
-
-FORMATS: dict[str, Format] = {
-    ".txt": "text",
-    ".text": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-"""Format by suffix, lower case. No .md: the README beside a corpus is not part of it."""
-
-COLUMNAR = ("parquet", "arrow")
-"""Formats that have their own compression."""
+    from exact_prep.sources.formats import Format
 
 HIDDEN = "hidden"
 BESIDE = "beside a saved dataset"
 LINK = "link to a file that is read"
-"""Reasons to leave a file out that are not its suffix."""
+"""Reasons to leave a file out, other than its suffix."""
 
-REMEDY = f"formats go by suffix ({' '.join(FORMATS)}, also with {' '.join(CODECS)}); say another with --input-format"
+REMEDY = f"formats go by suffix ({' '.join(BY_SUFFIX)}, also with {' '.join(CODECS)}); name another with --input-format"
 
 
 class Hit(NamedTuple):
-    """A file, found."""
+    """A file that was found."""
 
     path: str
     named: str
     """The input through which it was found."""
     skip: str = ""
-    """Why it is not read, if it is not."""
+    """Why it is not read; empty if it is."""
     order: str = ""
-    """What it is sorted by, if not its own path."""
+    """What it is sorted by, if not by its own path."""
 
     @property
     def explicit(self) -> bool:
@@ -71,31 +55,32 @@ class Hit(NamedTuple):
         return os.path.normpath(self.named) == self.path
 
 
-def find(
-    inputs: Sequence[str], options: SourceOptions, apart_from: Path | None = None
+def find_files(
+    inputs: Sequence[str], options: SourceOptions, exclude: Path | None = None
 ) -> tuple[tuple[InputFile, ...], dict[str, int]]:
-    """See `exact_prep.sources.find_inputs`."""
+    """Files in reading order, and how many are left out, by reason; see `exact_prep.sources.find_inputs`."""
     if options.separator == "":
         raise UsageError("the separator is empty; leave it out to have one document per file")
     hits: list[Hit] = []
     others: list[InputFile] = []
     if repeated := [named for named, count in Counter(map(os.path.normpath, inputs)).items() if count > 1]:
         raise UsageError(f"{repeated[0]} is given twice;\nname it once")
+    sources = Sources(inputs, options)
     for named in inputs:
         if named == "-":
-            kind = "jsonl" if options.input_format == "auto" else options.input_format
-            refuse_unfit("stdin", kind, options)
-            others.append(InputFile(path="-", bytes=0, format=kind))
+            row = FORMATS["jsonl" if options.input_format == "auto" else options.input_format]
+            check_format("stdin", row, options)
+            others.append(InputFile(path="-", bytes=0, format=row.name, source=sources.name_other(named)))
         elif named.startswith("hf://"):
             from exact_prep.sources.hub import find_dataset
 
-            others.append(find_dataset(named))
+            others.append(find_dataset(named).model_copy(update={"source": sources.name_other(named)}))
         else:
             hits += expand(named, options)
-    if apart_from is not None:
-        hits = outside(apart_from, hits)
+    if exclude is not None:
+        hits = drop_below(exclude, hits)
     hits.sort(key=lambda hit: os.path.abspath(hit.order or hit.path))  # noqa: PTH100 - no links resolved
-    files, left_out = described(hits, options)
+    files, left_out = describe(hits, options, sources)
     others.sort(key=lambda file: file.path)
     for one, another in pairwise(others):
         if one.path == another.path:
@@ -104,32 +89,75 @@ def find(
         seen = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items())) or "nothing"
         where = ", ".join(inputs) or "no input at all"
         raise UsageError(f"no input files in {where} (left out: {seen});\n{REMEDY}")
+    names = {file.source for file in (*files, *others)}
+    for name in names:
+        check_utf8(name)
+    if len(names) > MAX_SOURCES:
+        raise UsageError(TOO_MANY.format(where=f"by --source-from {options.source_from}"))
     return (*files, *others), dict(sorted(left_out.items()))
 
 
-def outside(directory: Path, hits: list[Hit]) -> list[Hit]:
-    """The files that do not lie below `directory`; raises UsageError for one that the user named."""
+class Sources:
+    """Source labels of files: the argument through which a file was found, or its directory below that argument."""
+
+    def __init__(self, inputs: Sequence[str], options: SourceOptions) -> None:
+        """`inputs` are the arguments as the user typed them."""
+        self._from_field = label_field(options) is not None
+        self._by_directory = options.source_from == "dir"
+        self._one = len(inputs) > MAX_SOURCES
+        self._bases: dict[str, str] = {}
+        # By argument and directory: a corpus may be a million files.
+        self._directories: dict[tuple[str, str], str] = {}
+
+    def name_other(self, named: str) -> str:
+        """The label of standard input, or of a dataset."""
+        if self._from_field:
+            return ""
+        return named if self._by_directory or not self._one else "all"
+
+    def name_file(self, hit: Hit) -> str:
+        """The label of a file's documents; empty where labels come from the records."""
+        if not self._by_directory:
+            return self.name_other(hit.named)
+        key = (hit.named, os.path.dirname(hit.path))  # noqa: PTH120 - pathlib takes ten times as long
+        if (label := self._directories.get(key)) is None:
+            label = self._directories[key] = "." if hit.explicit else os.path.relpath(key[1] or ".", self._base(hit))
+        return label
+
+    def _base(self, hit: Hit) -> str:
+        """The directory that an argument names; of a glob, what comes before its first wildcard."""
+        if (base := self._bases.get(hit.named)) is None:
+            base = os.path.normpath(hit.named)
+            if not os.path.isdir(base):  # noqa: PTH112 - as above
+                fixed = takewhile(lambda part: not glob.has_magic(part), Path(base).parts)
+                base = str(Path(*fixed))
+            self._bases[hit.named] = base
+        return base
+
+
+def drop_below(directory: Path, hits: list[Hit]) -> list[Hit]:
+    """The files that are not below `directory`; raises UsageError for one that the user named."""
     below = tuple(path + os.sep for path in {os.path.abspath(directory), os.path.realpath(directory)})  # noqa: PTH100
     kept = []
     for hit in hits:
         if not os.path.abspath(hit.path).startswith(below):  # noqa: PTH100 - no links resolved
             kept.append(hit)
         elif (os.path.abspath(hit.named) + os.sep).startswith(below):  # noqa: PTH100 - no links resolved
-            raise UsageError(f"{hit.path} lies in --out {directory}, whose files are replaced;\nchoose another --out")
+            raise UsageError(f"{hit.path} is in --out {directory}, whose files are replaced;\nchoose another --out")
     return kept
 
 
 def expand(named: str, options: SourceOptions) -> list[Hit]:
-    """The files that one input stands for; raises UsageError if there is nothing of that name."""
+    """The files that one input stands for; raises UsageError if nothing has that name."""
     with explained("find", named):
-        there, directory = Path(named).exists(), Path(named).is_dir()
-    if directory:
+        exists, is_directory = Path(named).exists(), Path(named).is_dir()
+    if is_directory:
         return list(walk(os.path.normpath(named), named, options, ()))
-    if there:
+    if exists:
         return [Hit(os.path.normpath(named), named)]
     if not glob.has_magic(named):
-        raise UsageError(f"there is no file or directory {named};\ncheck its spelling, and where the command runs")
-    # pathlib's glob neither tells hidden files nor follows links in `**` as a shell does.
+        raise UsageError(f"there is no file or directory {named};\ncheck its spelling and the working directory")
+    # pathlib's glob does not tell which files are hidden, and follows no links in `**`; a shell does.
     visible = set(glob.iglob(named, recursive=True))  # noqa: PTH207
     hits: dict[str, Hit] = {}
     for path in glob.iglob(named, recursive=True, include_hidden=True):  # noqa: PTH207
@@ -143,13 +171,13 @@ def expand(named: str, options: SourceOptions) -> list[Hit]:
 def walk(
     directory: str, named: str, options: SourceOptions, above: tuple[tuple[int, int], ...], skip: str = ""
 ) -> Iterator[Hit]:
-    """All files below a directory; symbolic links are followed, in circles they are an error."""
+    """All files below a directory. Symbolic links are followed; a circle of links is an error."""
     with explained("list", directory), os.scandir(directory) as listing:
         entries = list(listing)
         status = Path(directory).stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
-        raise UsageError(f"{directory} leads back to a directory that it lies in; remove that symbolic link")
+        raise UsageError(f"{directory} leads back to a directory that contains it; remove that symbolic link")
     shards: dict[str, str] = {}
     if options.input_format in ("auto", "arrow") and not skip:
         shards = saved_shards(Path(directory), {entry.name for entry in entries})
@@ -165,7 +193,7 @@ def walk(
 
 
 def saved_shards(directory: Path, names: set[str]) -> dict[str, str]:
-    """The shards of a Hugging Face dataset saved to disk, each with the name it sorts as; none if it is not one."""
+    """The shards of a Hugging Face dataset saved to disk, each with the name it sorts by; empty if it is not one."""
     if "dataset_dict.json" in names:
         splits = load_json(directory / "dataset_dict.json").get("splits", [])
         raise UsageError(
@@ -178,11 +206,11 @@ def saved_shards(directory: Path, names: set[str]) -> dict[str, str]:
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise UsageError(
             f"{directory} is a selection from a larger dataset, kept as row numbers;\n"
-            "save it anew with dataset.flatten_indices().save_to_disk(...)"
+            "save it again with dataset.flatten_indices().save_to_disk(...)"
         )
     files = [str(file["filename"]) for file in state.get("_data_files") or []]
     if missing := set(files) - names:
-        raise UsageError(f"{directory} is a saved dataset without its file {min(missing)}; save it anew")
+        raise UsageError(f"{directory} is a saved dataset without its file {min(missing)}; save it again")
     return dict(zip(files, sorted(files), strict=True))
 
 
@@ -193,23 +221,23 @@ def load_json(path: Path) -> dict[str, Any]:
     with suppress(ValueError):
         if isinstance(state := json.loads(data), dict):
             return state
-    raise UsageError(f"{path} should describe a saved dataset and does not;\nsave it anew")
+    raise UsageError(f"{path} should describe a saved dataset and does not;\nsave the dataset again")
 
 
-def described(hits: Iterable[Hit], options: SourceOptions) -> tuple[list[InputFile], Counter[str]]:
-    """Files that are read, with size, time and format, and how many are not, by reason; raises UsageError."""
+def describe(hits: Iterable[Hit], options: SourceOptions, sources: Sources) -> tuple[list[InputFile], Counter[str]]:
+    """Files that are read, with size, time, format and source, and how many are not, by reason; raises UsageError."""
     files: dict[str, InputFile] = {}
     seen: dict[tuple[int, int], Hit] = {}
     left_out: dict[str, str] = {}
     for hit in hits:
-        kind = format_of(hit.path, options)
-        if hit.skip or kind is None:
-            left_out[hit.path] = hit.skip or refuse_if_named(hit, suffix_of(hit.path), REMEDY)
+        row = find_format(hit.path, options)
+        if hit.skip or row is None:
+            left_out[hit.path] = hit.skip or refuse_if_named(hit, name_suffix(hit.path), REMEDY)
             continue
         with explained("read", hit.path):
             status = os.stat(hit.path)  # noqa: PTH116 - a corpus may be a million files
         if not stat.S_ISREG(status.st_mode):
-            left_out[hit.path] = refuse_if_named(hit, "not a regular file", "write it to a file, or give it to stdin")
+            left_out[hit.path] = refuse_if_named(hit, "not a regular file", "write it to a file, or pipe it to stdin")
             continue
         identity = (status.st_dev, status.st_ino)
         # Two names of one inode may be hard links, which are two files to their owner.
@@ -222,17 +250,30 @@ def described(hits: Iterable[Hit], options: SourceOptions) -> tuple[list[InputFi
             seen[identity] = hit
             left_out[twin.path] = LINK
             del files[twin.path]
-        refuse_unfit(hit.path, kind, options)
-        files[hit.path] = InputFile(path=hit.path, bytes=status.st_size, format=kind, modified_ns=status.st_mtime_ns)
+        check_format(hit.path, row, options)
+        source = sources.name_file(hit)
+        files[hit.path] = InputFile(
+            path=hit.path, bytes=status.st_size, format=row.name, modified_ns=status.st_mtime_ns, source=source
+        )
     return list(files.values()), Counter(reason for path, reason in left_out.items() if path not in files)
 
 
-def refuse_unfit(path: str, kind: Format, options: SourceOptions) -> None:
-    """Raise UsageError for a name that no manifest can hold, and for text where token ids are asked for."""
-    if not path.isascii() and any("\ud800" <= char <= "\udfff" for char in path):
-        raise UsageError(f"the name of {path!a} is not UTF-8;\nrename it")
-    if options.ids_field is not None and kind in ("text", "csv"):
-        raise UsageError(f"{path} is {kind}, which holds no token ids;\nleave it out, or leave out --ids-field")
+def check_format(path: str, row: Format, options: SourceOptions) -> None:
+    """Raise UsageError for a file that cannot be read with these options, and for a name that is not UTF-8."""
+    check_utf8(path)
+    if options.ids_field is not None and not row.has_ids:
+        raise UsageError(f"{path} is {row.name}, which holds no token ids;\nleave it out, or leave out --ids-field")
+    if not row.has_fields and label_field(options) is not None:
+        raise UsageError(
+            f"{path} is {row.name}, which has no fields;\n"
+            f"leave it out, or choose --source-from input or dir in place of {options.source_from}"
+        )
+
+
+def check_utf8(name: str) -> None:
+    """Raise UsageError for a name that is not UTF-8, which no manifest can hold."""
+    if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+        raise UsageError(f"the name of {name!a} is not UTF-8;\nrename it")
 
 
 def same_file(one: Hit, another: Hit) -> bool:
@@ -247,14 +288,14 @@ def refuse_if_named(hit: Hit, reason: str, remedy: str) -> str:
     return reason
 
 
-def suffix_of(path: str) -> str:
-    """The suffix of a file as it is counted, its compression included."""
+def name_suffix(path: str) -> str:
+    """The suffix of a file under which it is counted, its compression included."""
     suffix, codec = split_suffix(path)
     return (suffix + (Path(path).suffix.lower() if codec else "")) or "no suffix"
 
 
-def format_of(path: str, options: SourceOptions) -> Format | None:
-    """How a file is read; None if it cannot be."""
+def find_format(path: str, options: SourceOptions) -> Format | None:
+    """How a file is read; None if it cannot be read."""
     suffix, codec = split_suffix(path)
-    kind = FORMATS.get(suffix) if options.input_format == "auto" else options.input_format
-    return None if codec and kind in COLUMNAR else kind
+    row = BY_SUFFIX.get(suffix) if options.input_format == "auto" else FORMATS[options.input_format]
+    return None if codec and row and not row.compressible else row

@@ -1,6 +1,6 @@
 """Hugging Face datasets in, streamed: `hf://NAME[@REVISION][/CONFIG][:SPLIT]`, or `hf://./DIR[:SPLIT]` on this machine.
 
-NAME is `owner/dataset`. The revision of a hub dataset is pinned when it is found, so that all tasks read the same. A
+NAME is `owner/dataset`. The revision of a hub dataset is fixed when it is found, so that all tasks read the same. A
 task reads one shard, that is one or some of the dataset's files. No other module here imports datasets.
 """
 
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exact_prep.errors import ExactPrepError, SourceError, UsageError
-from exact_prep.records.manifest import InputFile
-from exact_prep.sources.columnar import Columns, Rows, pick_column, rows_at_once
+from exact_prep.records.work import InputFile
+from exact_prep.sources.column_values import Opened, Rows, count_rows_at_once, pick_columns, read_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from exact_prep.sources.documents import Part
+    from exact_prep.batches import TextBatch
+    from exact_prep.sources.batching import Part
 
 SCHEME = "hf://"
 ADDRESS = re.compile(r"hf://(?P<path>.+?)(?::(?P<split>[\w.-]+))?")
@@ -42,18 +43,22 @@ def parse(named: str) -> Address:
     """The parts of an `hf://` name; raises UsageError."""
     address = ADDRESS.fullmatch(named)
     if address is None:
-        raise UsageError(f"{named} names no dataset; write hf://OWNER/NAME[/CONFIG][:SPLIT] or hf://./DIR[:SPLIT]")
+        raise UsageError(
+            f"{named} is not the name of a dataset; write hf://OWNER/NAME[/CONFIG][:SPLIT] or hf://./DIR[:SPLIT]"
+        )
     path, split = address["path"], address["split"] or "train"
     if path.startswith(("/", ".", "~")):
         return Address(str(Path(path).expanduser()), None, None, split, True)
     parts = HUB_PATH.fullmatch(path)
     if parts is None:
-        raise UsageError(f"{named} names no dataset; write hf://OWNER/NAME[/CONFIG][:SPLIT] or hf://./DIR[:SPLIT]")
+        raise UsageError(
+            f"{named} is not the name of a dataset; write hf://OWNER/NAME[/CONFIG][:SPLIT] or hf://./DIR[:SPLIT]"
+        )
     return Address(parts["name"], parts["revision"], parts["config"], split, False)
 
 
 def find_dataset(named: str) -> InputFile:
-    """The input for an `hf://` name, its revision pinned; raises UsageError if there is no such dataset."""
+    """The input for an `hf://` name, its revision fixed; raises UsageError if there is no such dataset."""
     address = parse(named)
     if address.local:
         load(named)
@@ -63,7 +68,7 @@ def find_dataset(named: str) -> InputFile:
     try:
         revision = HfApi().dataset_info(address.name, revision=address.revision).sha
     except Exception as error:
-        raise UsageError(unreachable(named, error)) from error
+        raise UsageError(explain_failure(named, error)) from error
     config = f"/{address.config}" if address.config else ""
     return InputFile(path=f"{SCHEME}{address.name}@{revision}{config}:{address.split}", bytes=0, format="hub")
 
@@ -79,12 +84,12 @@ def load(named: str) -> Any:
         )
     # datasets raises what its builders, its file systems and the network raise: there is no common root.
     except Exception as error:
-        raise UsageError(unreachable(named, error)) from error
+        raise UsageError(explain_failure(named, error)) from error
     return dataset.with_format("arrow")
 
 
-def unreachable(named: str, error: Exception) -> str:
-    """What to say when a dataset cannot be had."""
+def explain_failure(named: str, error: Exception) -> str:
+    """The message for a dataset that cannot be opened."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return (
         f"{named} cannot be opened: {reason};\ncheck the name, the split and the network, or download it and name DIR"
@@ -92,12 +97,17 @@ def unreachable(named: str, error: Exception) -> str:
 
 
 def count_shards(part: Part) -> int:
-    """Parts in which the dataset can be read."""
+    """Shards in which the dataset can be read."""
     return max(int(load(part.file.path).num_shards), 1)
 
 
-def open_hub(part: Part) -> Columns:
-    """The text or ids of one shard of a dataset."""
+def read_hub(part: Part, _block: int | None = None) -> Iterator[TextBatch]:
+    """The documents of one shard of a dataset; see `Part` and `TextBatch`."""
+    return read_columns(part, open_shard)
+
+
+def open_shard(part: Part) -> Opened:
+    """One shard of a dataset."""
     dataset = load(part.file.path)
     start, stop = part.slice.start, part.slice.stop
     shards = max(int(dataset.num_shards), 1)
@@ -106,25 +116,25 @@ def open_hub(part: Part) -> Columns:
 
     def rows() -> Iterator[Rows]:
         number = 0
-        for table in guarded(part, dataset.iter(batch_size=ROWS)):
-            name = pick_column(part, table.schema)
-            for chunk in table[name].chunks:
-                at_once = rows_at_once(chunk.nbytes, len(chunk))
-                for low in range(0, len(chunk), at_once):
-                    piece = chunk[low : low + at_once]
-                    yield Rows(piece, number, 0)
-                    number += len(piece)
+        for table in guard(part, dataset.iter(batch_size=ROWS)):
+            columns = pick_columns(part, table.schema)
+            for batch in table.select(columns.names()).to_batches():
+                at_once = count_rows_at_once(batch.nbytes, batch.num_rows)
+                for low in range(0, batch.num_rows, at_once):
+                    piece = columns.rows(batch.slice(low, at_once), number, 0)
+                    yield piece
+                    number += len(piece.column)
 
-    return Columns(first=0, share=0, rows=rows())
+    return Opened(first=0, share=0, rows=rows())
 
 
-def guarded(part: Part, tables: Iterator[Any]) -> Iterator[Any]:
-    """The tables; raises SourceError if there are no more because something failed: nothing is set aside for that."""
+def guard(part: Part, tables: Iterator[Any]) -> Iterator[Any]:
+    """The same tables; raises SourceError if reading them fails, also under `on_error="reject"`."""
     try:
         yield from tables
     except ExactPrepError:
         raise
-    # As in `load`: anything may come out of builders, file systems and the network.
+    # As in `load`: builders, file systems and the network may raise anything.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SourceError(f"{part.name} cannot be read on: {reason};\ncheck the network and run again") from error
+        raise SourceError(f"reading {part.name} failed: {reason};\ncheck the network and run again") from error

@@ -1,21 +1,22 @@
-"""Texts too long to be held as a Python string: given in pieces, straight from the bytes they lie in.
+"""Texts too long to be held as a Python string: given in pieces, straight from the bytes of the record.
 
-A string takes up to four bytes per character, beside the record it was decoded from. What cannot be given in pieces
-with certainty is left to the reader's usual way.
+A string takes up to four bytes per character, beside the record it was decoded from. Whatever is not certain to be a
+good text is left to the reader's usual way of decoding.
 """
 
 from __future__ import annotations
 
 import re
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from exact_prep.batches import TextBatch
+from exact_prep.sources.labels import BadLabel, spell_label
 from exact_prep.sources.streams import Span
-from exact_prep.sources.text import PIECE, WORD_BREAK_REACH, break_before
+from exact_prep.sources.text import PIECE, WORD_BREAK_REACH, find_break
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,28 +30,52 @@ IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 """Up to the quote that ends a JSON string, or as far as the bytes go."""
 
 
-def json_pieces(record: bytes | bytearray | Span, field: str) -> Iterator[str] | None:
-    """The string in a field of a JSON object, in pieces; None if it is short, or anything but a good string."""
+class CutText(NamedTuple):
+    """A long text, given in pieces."""
+
+    pieces: Iterator[str]
+    label: str | None
+    """Its source label, if that comes from the record."""
+
+
+def cut_json_text(record: bytes | bytearray | Span, field: str, source_field: str | None = None) -> CutText | None:
+    """The string in a field of a JSON object, in pieces; None if it is short or may be bad.
+
+    It is also None if `source_field` is given and may give no label.
+    """
     data = record if isinstance(record, Span) else memoryview(record)
-    edges = [(start, stop) for start, stop in strings_of(data) if stop - start >= LONG]
+    edges = [(start, stop) for start, stop in find_strings(data) if stop - start >= LONG]
     if not edges:
         return None
     cuts = [0, *chain.from_iterable(edges), len(data)]
     between = [bytes(data[start:stop]) for start, stop in zip(cuts[::2], cuts[1::2], strict=True)]
-    # Names stand for the long strings, first these, then those: what is a string's name both times is that string.
-    found = [raw_value(between, name, field) for name in (b"a", b"b")]
+    # The long strings are replaced by names, the first time by some, the second time by others: a value that is a
+    # string's name both times is that string.
+    values, sources = zip(*(raw_values(between, name, field, source_field) for name in (b"a", b"b")), strict=True)
     chosen = None
     for number, (start, stop) in enumerate(edges):
-        texts = checked(data[start:stop], json_cut, lambda piece: msgspec.json.decode(b'"%b"' % piece, type=str))
+        texts = checked_pieces(
+            data[start:stop], find_json_cut, lambda piece: msgspec.json.decode(b'"%b"' % piece, type=str)
+        )
         if texts is None:
             return None
-        if found == [b'"a%d"' % number, b'"b%d"' % number]:
+        if values == (b'"a%d"' % number, b'"b%d"' % number):
             chosen = texts
-    return chosen
+    if chosen is None:
+        return None
+    if source_field is None:
+        return CutText(chosen, None)
+    if sources[0] != sources[1]:
+        return None  # it is a long string itself, or holds one
+    try:
+        value = msgspec.json.decode(sources[0], type=str | int | float | bool | None)
+        return CutText(chosen, spell_label(value, source_field))
+    except (msgspec.MsgspecError, UnicodeDecodeError, BadLabel):
+        return None
 
 
-def strings_of(data: memoryview | Span) -> Iterator[tuple[int, int]]:
-    """Where the insides of the strings in some JSON start and stop."""
+def find_strings(data: memoryview | Span) -> Iterator[tuple[int, int]]:
+    """Start and stop of the inside of each string in some JSON."""
     at, start = 0, -1
     while at < len(data):
         block, here = bytes(data[at : at + PIECE]), 0
@@ -65,43 +90,53 @@ def strings_of(data: memoryview | Span) -> Iterator[tuple[int, int]]:
             yield start, at + here
             start, here = -1, here + 1
         if not here:
-            return  # a backslash with nothing behind it
+            return  # a backslash at the very end
         at += here
 
 
-def raw_value(between: list[bytes], name: bytes, field: str) -> bytes | None:
-    """A field's value as it is spelled in a JSON object; None if it is no object, or one without the field.
+def raw_values(
+    between: list[bytes], name: bytes, field: str, source_field: str | None
+) -> tuple[bytes | None, bytes | None]:
+    """The values of two fields as they are spelled in a JSON object; null for the second if it is missing.
 
-    `between` is the object less the insides of some strings, which are called `name` and their number.
+    `between` is the object without the insides of some strings; in place of each stands `name` and its number. None
+    twice if this is no object, or one without the first field.
     """
     names = [b"%b%d" % (name, number) for number in range(len(between) - 1)]
+    types: list[Any] = [("value", msgspec.Raw)]
+    rename = {"value": field}
+    if source_field is not None:
+        types.append(("label", msgspec.Raw, msgspec.Raw(b"null")))
+        rename["label"] = source_field
     try:
-        wanted = msgspec.defstruct("Long", [("value", msgspec.Raw)], rename={"value": field}, gc=False)
+        wanted = msgspec.defstruct("Long", types, rename=rename, gc=False)
         record: Any = msgspec.json.decode(b"".join(chain(*zip_longest(between, names, fillvalue=b""))), type=wanted)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-    return bytes(record.value)
+        return None, None
+    return bytes(record.value), None if source_field is None else bytes(record.label)
 
 
-def utf8_pieces(value: memoryview) -> Iterator[str] | None:
+def cut_utf8(value: memoryview) -> Iterator[str] | None:
     """UTF-8 as text, in pieces; None if it is short, or not UTF-8."""
-    return checked(value, break_before, bytes.decode) if len(value) >= LONG else None
+    return checked_pieces(value, find_break, bytes.decode) if len(value) >= LONG else None
 
 
-def checked(
+def checked_pieces(
     data: memoryview | Span, cut: Callable[[bytes, int], int], decode: Callable[[bytes], str]
 ) -> Iterator[str] | None:
-    """Pieces of `data`, decoded; None unless all of them can be: pieces cannot be taken back."""
+    """Pieces of `data`, decoded; None unless all can be decoded: a piece cannot be taken back once it is given."""
     try:
-        for _ in pieces(data, cut, decode):
+        for _ in decode_pieces(data, cut, decode):
             continue
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return pieces(data, cut, decode)
+    return decode_pieces(data, cut, decode)
 
 
-def pieces(data: memoryview | Span, cut: Callable[[bytes, int], int], decode: Callable[[bytes], str]) -> Iterator[str]:
-    """Pieces of about PIECE bytes; one that `cut` finds no place in is as long as it takes."""
+def decode_pieces(
+    data: memoryview | Span, cut: Callable[[bytes, int], int], decode: Callable[[bytes], str]
+) -> Iterator[str]:
+    """Pieces of about PIECE bytes; longer where `cut` finds no place."""
     start = 0
     while start < len(data):
         size = PIECE
@@ -117,8 +152,8 @@ def pieces(data: memoryview | Span, cut: Callable[[bytes, int], int], decode: Ca
         start += len(piece)
 
 
-def json_cut(data: bytes, limit: int) -> int:
-    """Where to cut the inside of a JSON string: at a space, or between two characters; 0 if no place is found near."""
+def find_json_cut(data: bytes, limit: int) -> int:
+    """Where to cut the inside of a JSON string: at a space, or between characters; 0 if there is no place nearby."""
     low = max(limit - WORD_BREAK_REACH, 1)
     if (space := data.rfind(b" ", low, limit)) > 0:
         return space
@@ -135,11 +170,12 @@ def json_cut(data: bytes, limit: int) -> int:
     return 0
 
 
-def batches_of(texts: Iterator[str], record: int) -> Iterator[TextBatch]:
+def make_batches(texts: Iterator[str], record: int, label: str | None) -> Iterator[TextBatch]:
     """The batches of a document given in pieces."""
     records = np.array([record], np.int64)
+    labels = None if label is None else [label]
     text = next(texts)
     for following in texts:
-        yield TextBatch(texts=[text], records=records, continues=True, text_bytes=len(text.encode()))
+        yield TextBatch(texts=[text], labels=labels, records=records, continues=True, text_bytes=len(text.encode()))
         text = following
-    yield TextBatch(texts=[text], records=records, read=1, text_bytes=len(text.encode()))
+    yield TextBatch(texts=[text], labels=labels, records=records, read=1, text_bytes=len(text.encode()))

@@ -1,4 +1,4 @@
-"""A few texts from all over a corpus, by few and small reads. Never complete: the run is what reads every document."""
+"""A few texts from all over a corpus, by few and small reads. A sample, never complete."""
 
 from __future__ import annotations
 
@@ -9,80 +9,78 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 from exact_prep.errors import ExactPrepError
+from exact_prep.sources.formats import FORMATS, read_slice
+from exact_prep.sources.slices import find_unit_edges
 from exact_prep.sources.streams import Damaged, compression, decompressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from exact_prep.records.manifest import Slice
-    from exact_prep.sources.documents import Part
+    from exact_prep.records.work import Slice
+    from exact_prep.sources.batching import Part
 
 PROBES = 32
 """Places that are looked at."""
 
 COLUMN_PROBES = 8
-"""The same for columnar files, where the least that can be read is a column of a row group or record batch."""
+"""Places in columnar files, where the least that can be read is a column of a row group or record batch."""
 
 BLOCK = 1 << 16
 """Bytes per read."""
 
 BLOCKS = 16
-"""Blocks in which a place may have a document begin; else it gives none."""
+"""Blocks of a place in which a document must begin; otherwise the place gives none."""
 
 SMALL = 1 << 18
-"""A file of fewer bytes is looked at from its start alone."""
+"""A file of fewer bytes is only read from its start."""
 
-COLUMNAR = ("parquet", "arrow")
 UNREADABLE = (ExactPrepError, Damaged, OSError)
-"""What keeps a place from being looked at. The run will meet it too, and report it."""
+"""What reading a place may raise. The run will meet it too, and report it."""
 
 
-def sample(parts: Sequence[Part], budget: int) -> list[str]:
-    """See `exact_prep.sources.sample_texts`; `parts` are the files, whole."""
+def sample_texts(parts: Sequence[Part], budget: int) -> list[str]:
+    """Some texts, about `budget` bytes; `parts` are the files, whole. See `Inputs.sample_texts`."""
     if not parts or parts[0].options.ids_field is not None:
         return []
     probes: dict[Slice, Part] = {}
-    for part, offset in places(parts):
+    for part, offset in choose_places(parts):
         with suppress(*UNREADABLE):
-            probe = probe_at(part, offset)
+            probe = plan_probe(part, offset)
             probes[probe.slice] = probe
     share = max(budget // max(len(probes), 1), 1)
     texts: list[str] = []
     for probe in probes.values():
         with suppress(*UNREADABLE):
-            texts += head_of(probe, share) if probe.file.format == "text" else first_texts(probe, share)
+            texts += read_head(probe, share) if probe.file.format == "text" else read_first_texts(probe, share)
     return texts
 
 
-def places(parts: Sequence[Part]) -> Iterator[tuple[Part, int]]:
+def choose_places(parts: Sequence[Part]) -> Iterator[tuple[Part, int]]:
     """Where to look: files and offsets, spread evenly over the bytes of the corpus."""
     ends = list(accumulate(max(part.file.bytes, 1) for part in parts))
     for number in range(PROBES):
         position = (2 * number + 1) * ends[-1] // (2 * PROBES)
         index = bisect_right(ends, position)
         part = parts[index]
-        if part.file.format not in COLUMNAR or number % (PROBES // COLUMN_PROBES) == 0:
+        if not FORMATS[part.file.format].is_columnar or number % (PROBES // COLUMN_PROBES) == 0:
             yield part, position - (ends[index - 1] if index else 0)
 
 
-def probe_at(part: Part, offset: int) -> Part:
-    """The slice to look at for an offset: what is there if the file can be cut, else its start."""
+def plan_probe(part: Part, offset: int) -> Part:
+    """The slice to read for an offset: the one that begins there if reading can begin there, else the file's start."""
     start, stop = 0, None
-    if part.file.format in COLUMNAR:
-        from exact_prep.sources.columnar import unit_edges
-
-        start = max(bisect_right(unit_edges(part), offset) - 1, 0)
+    row = FORMATS[part.file.format]
+    if row.is_columnar:
+        start = max(bisect_right(find_unit_edges(part), offset) - 1, 0)
         stop = start + 1
-    elif part.file.format in ("jsonl", "text") and not compression(part.file, part.spool):
+    elif (row.unit == "byte" or row.name == "text") and not compression(part.file, part.spool):
         start = offset if part.file.bytes > SMALL else 0
     options = part.options.model_copy(update={"on_error": "reject"})
     return replace(part, slice=part.slice.model_copy(update={"start": start, "stop": stop}), options=options)
 
 
-def first_texts(part: Part, size: int) -> list[str]:
+def read_first_texts(part: Part, size: int) -> list[str]:
     """The first documents of a slice, `size` characters of them."""
-    from exact_prep.sources import read_slice
-
     texts: list[str] = []
     for batch in islice(read_slice(part, block=BLOCK), BLOCKS):
         for text in batch.texts:
@@ -93,7 +91,7 @@ def first_texts(part: Part, size: int) -> list[str]:
     return texts
 
 
-def head_of(part: Part, size: int) -> list[str]:
-    """The first `size` bytes of a slice of a text file, less what the cut breaks."""
+def read_head(part: Part, size: int) -> list[str]:
+    """The first `size` bytes of a slice of a text file, without the characters that the cut breaks."""
     with decompressed(part.file, part.path, part.slice.start) as stream:
         return [stream.read(size).decode(errors="ignore")]

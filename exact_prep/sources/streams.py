@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from exact_prep.records.manifest import InputFile
+    from exact_prep.records.work import InputFile
 
 BLOCK = 1 << 20
-"""Bytes per read: the cost per read has vanished, and what is read is still in the cache (4 MiB: 10% slower)."""
+"""Bytes per read: large enough to make reads cheap, small enough for the cache (4 MiB: 10% slower)."""
 
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Compression by suffix."""
 
 MAGIC = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bz2"}
-"""How compressed files begin; asked only where there is no name to go by."""
+"""How compressed files begin; used only for standard input, which has no name."""
 
 BOM = b"\xef\xbb\xbf"
-"""UTF-8's byte-order mark: a signature at the start of a file, no part of its text."""
+"""UTF-8's byte-order mark: a signature at the start of a file, not part of its text."""
 
 
 class Damaged(Exception):
-    """The rest of a file cannot be read: cut off, or not what its format wants. Its text is the reason."""
+    """The rest of a file cannot be read: it is cut off, or not in its format. The exception's text is the reason."""
 
 
 class Block(NamedTuple):
@@ -43,14 +43,14 @@ class Block(NamedTuple):
     offset: int
     """Where they begin in the content."""
     consumed: int
-    """Bytes of the file, compressed where it is, that this block accounts for."""
+    """Bytes of the file, compressed if it is, that this block accounts for."""
 
 
 class Stream(Protocol):
     """Decompressed bytes of one file."""
 
     def read(self, size: int, /) -> bytes:
-        """Exactly `size` bytes unless the end is near; raises Damaged."""
+        """Exactly `size` bytes, fewer only at the end; raises Damaged."""
         ...
 
     def position(self) -> int:
@@ -95,7 +95,7 @@ class ArrowStream:
 
     def read(self, size: int, /) -> bytes:
         """See Stream."""
-        # Not by `read`, which never frees the bytes that it was about to give when it meets damage.
+        # Not by `read`: on damage it never frees the bytes that it was about to return.
         if len(self._buffer) != size:
             self._buffer = bytearray(size)
         try:
@@ -120,7 +120,7 @@ class ArrowStream:
 class MemberStream:
     """xz and bz2 by the standard library's decoders, member after member.
 
-    `lzma.open` and `bz2.open` take garbage after a member for its end, and pyarrow fails on an empty member of bz2.
+    `lzma.open` and `bz2.open` ignore garbage after a member, and pyarrow fails on an empty member of bz2.
     """
 
     def __init__(self, file: io.FileIO, codec: str) -> None:
@@ -159,7 +159,7 @@ class MemberStream:
         return b""
 
     def _next_member(self) -> bool:
-        """Begin the member that follows, if one does; xz may have zeros in between."""
+        """Begin the next member if there is one; xz may have zeros in between."""
         rest = self._decoder.unused_data.lstrip(self._padding)
         while not rest:
             if not (data := self._file.read(1 << 16)):
@@ -183,7 +183,7 @@ def split_suffix(name: str) -> tuple[str, str | None]:
 
 
 def compression(file: InputFile, path: Path | None) -> str | None:
-    """How `file` is compressed: by its name, or if it is stdin by how the bytes begin that lie at `path`."""
+    """How `file` is compressed: told by its name, or for standard input by the first bytes at `path`."""
     if file.path != "-" or path is None:
         return split_suffix(file.path)[1]
     with explained("read", path), path.open("rb") as spool:
@@ -195,7 +195,7 @@ def compression(file: InputFile, path: Path | None) -> str | None:
 def opened(file: InputFile, path: Path) -> Iterator[io.FileIO]:
     """The raw file at `path`; raises StorageError, or SourceError if it is no longer what was planned.
 
-    That is asked before and after it is read: what changes in between may be read half old, half new.
+    That is checked before and after it is read: a file that changes in between may be read half old, half new.
     """
     with explained("read", path), io.FileIO(path) as raw:
         check_unchanged(file, path)
@@ -204,7 +204,7 @@ def opened(file: InputFile, path: Path) -> Iterator[io.FileIO]:
 
 
 def check_unchanged(file: InputFile, path: Path) -> None:
-    """Raise SourceError if size or modification time are not what they were when the run was planned."""
+    """Raise SourceError if size or modification time differ from what they were when the run was planned."""
     if file.path == "-":
         return
     with explained("read", path):
@@ -212,12 +212,12 @@ def check_unchanged(file: InputFile, path: Path) -> None:
     if status.st_size != file.bytes or (file.modified_ns and status.st_mtime_ns != file.modified_ns):
         raise SourceError(
             f"{path} has changed since the run was planned ({file.bytes} bytes then, {status.st_size} now);\n"
-            "start anew when nothing writes to it any more"
+            "start again when nothing writes to it any more"
         )
 
 
 class Span:
-    """Some bytes of a plain file, read anew by `bytes(span)`: what is too long to be held."""
+    """Some bytes of a plain file that are too long to be held: `bytes(span)` reads them again."""
 
     def __init__(self, file: InputFile, path: Path, start: int, size: int) -> None:
         """The `size` bytes from `start` on."""
@@ -239,7 +239,7 @@ class Span:
 
 @contextmanager
 def decompressed(file: InputFile, path: Path, start: int = 0) -> Iterator[Stream]:
-    """The bytes of `file` from `start`, which must be 0 where it is compressed."""
+    """The bytes of `file` from `start`, which must be 0 if it is compressed."""
     codec = compression(file, path)
     with opened(file, path) as raw:
         if codec is None:
@@ -267,8 +267,8 @@ def whole_blocks(file: InputFile, path: Path, *, size: int) -> Iterator[Block]:
 def line_blocks(file: InputFile, path: Path, start: int, stop: int, *, size: int) -> Iterator[Block]:
     """The lines that begin in `start <= offset < stop` of a plain file, in blocks of at most `size` bytes.
 
-    The first byte given is the first such line's, the last one the last such line's. The last block is empty; what
-    the blocks consumed adds up to `stop - start`.
+    The blocks begin with the first byte of the first such line and end with the last byte of the last one. The last
+    block is empty; the bytes consumed add up to `stop - start`.
     """
     seen = start
     position = max(start - 1, 0)
@@ -295,7 +295,7 @@ def newlines(data: bytes) -> int:
 
 
 def count_newlines(file: InputFile, path: Path, stop: int) -> int:
-    """Newlines in the first `stop` bytes of a plain file: what turns an offset into a line number."""
+    """Newlines in the first `stop` bytes of a plain file: this turns an offset into a line number."""
     count = 0
     with decompressed(file, path) as stream:
         while stop > 0 and (data := stream.read(min(BLOCK, stop))):

@@ -1,7 +1,7 @@
-"""Text files in: a file is one document, or several with a separator between them. Nothing is stripped but a BOM.
+"""Text files in: a file is one document, or several with a separator between them. Only a BOM is stripped.
 
-A long document is given in pieces, so memory is bounded however long it is. A separator that ends the file begins no
-document; between two separators lies an empty one.
+A long document is given in pieces, so memory is bounded however long it is. After a separator that ends the file comes
+no further document; between two adjacent separators is an empty one.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import numpy as np
 
 from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError
-from exact_prep.sources.documents import BATCH_RECORDS, set_aside
+from exact_prep.sources.batching import BATCH_RECORDS, reject
 from exact_prep.sources.streams import BOM, Damaged, newlines, whole_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exact_prep.batches import Rejected
-    from exact_prep.sources.documents import Part
+    from exact_prep.sources.batching import Part
 
 PIECE = 4 << 20
 """Bytes per read, and about the longest piece of a document that is given at once."""
 
 WORD_BREAK_REACH = 1 << 12
-"""How far before its end, in bytes, a piece is searched for whitespace to be cut at."""
+"""How far before its end, in bytes, a piece is searched for whitespace at which to cut it."""
 
 
 class Piece(NamedTuple):
@@ -44,16 +44,17 @@ class Piece(NamedTuple):
     """Whether the document ends here."""
 
 
-def read_text(part: Part, *, block: int) -> Iterator[TextBatch]:
-    """The documents of a text file; see `Part` and `TextBatch`.
+def read_text(part: Part, block: int | None) -> Iterator[TextBatch]:
+    """The documents of a text file, read `block` bytes at once, by default PIECE; see `Part` and `TextBatch`.
 
-    Pieces cannot be taken back: when bad documents are to be set aside, the first that is longer than a piece has the
-    file read once ahead, to know which they are.
+    Pieces cannot be taken back. So when bad documents are to be skipped, the whole file is searched for them as soon
+    as a document longer than a piece is met.
     """
+    block = block or PIECE
     bad: dict[int, tuple[str, str]] | None = None
     document, line, consumed = 0, 1, 0
     try:
-        for pieces, share in piece_groups(part, block):
+        for pieces, share in group_pieces(part, block):
             consumed += share
             if pieces and not pieces[-1].last and bad is None and part.options.on_error == "reject":
                 bad = find_faults(part, block)
@@ -62,12 +63,12 @@ def read_text(part: Part, *, block: int) -> Iterator[TextBatch]:
                 document = pieces[-1].document + pieces[-1].last
                 line = pieces[-1].line + newlines(pieces[-1].data)
     except Damaged as damage:
-        rejected = set_aside(part, document, f"line {line} on", str(damage))
+        rejected = reject(part, document, f"line {line} on", str(damage))
         rest = part.file.bytes - consumed
         yield TextBatch(records=np.empty(0, np.int64), read=1, rejected=(rejected,), bytes_read=rest)
 
 
-def piece_groups(part: Part, size: int) -> Iterator[tuple[list[Piece], int]]:
+def group_pieces(part: Part, size: int) -> Iterator[tuple[list[Piece], int]]:
     """Pieces in order with the bytes of the file consumed for them; only the last of a group may be cut short."""
     separator = (part.options.separator or "").encode()
     spare = max(len(separator) - 1, 0)
@@ -88,14 +89,14 @@ def piece_groups(part: Part, size: int) -> Iterator[tuple[list[Piece], int]]:
                 pieces, consumed = [], 0
         if not block.data and (held or not whole or not separator):
             pieces.append(Piece(document, held, offset, line, whole, True))
-        elif len(held) >= size + spare and (cut := break_before(held, len(held) - spare)):
+        elif len(held) >= size + spare and (cut := find_break(held, len(held) - spare)):
             pieces.append(Piece(document, held[:cut], offset, line, whole, False))
             line, offset, held, whole = line + newlines(pieces[-1].data), offset + cut, held[cut:], False
         yield pieces, consumed
 
 
-def break_before(data: bytes, limit: int) -> int:
-    """Where to cut `data` at or before `limit`: before whitespace if there is any near, always between characters."""
+def find_break(data: bytes, limit: int) -> int:
+    """Where to cut `data` at or before `limit`: before whitespace if there is any nearby, always between characters."""
     low = max(limit - WORD_BREAK_REACH, 0)
     if (space := max(data.rfind(b" ", low, limit), data.rfind(b"\n", low, limit))) > 0:
         return space
@@ -105,7 +106,7 @@ def break_before(data: bytes, limit: int) -> int:
     return limit
 
 
-def explain(piece: Piece, error: UnicodeDecodeError) -> tuple[str, str]:
+def explain_fault(piece: Piece, error: UnicodeDecodeError) -> tuple[str, str]:
     """Where and why a piece is not UTF-8."""
     line = piece.line + piece.data.count(b"\n", 0, error.start)
     hint = "; is it UTF-16?" if piece.offset == 0 and piece.data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
@@ -117,12 +118,12 @@ def find_faults(part: Part, size: int) -> dict[int, tuple[str, str]]:
     bad: dict[int, tuple[str, str]] = {}
     document, line = 0, 1
     try:
-        for pieces, _ in piece_groups(part, size):
+        for pieces, _ in group_pieces(part, size):
             for piece in pieces:
                 try:
                     piece.data.decode()
                 except UnicodeDecodeError as error:
-                    bad.setdefault(piece.document, explain(piece, error))
+                    bad.setdefault(piece.document, explain_fault(piece, error))
                 document, line = piece.document + piece.last, piece.line
     except Damaged as damage:
         bad.setdefault(document, (f"line {line} on", str(damage)))
@@ -130,7 +131,7 @@ def find_faults(part: Part, size: int) -> dict[int, tuple[str, str]]:
 
 
 def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int, tuple[str, str]] | None) -> TextBatch:
-    """One batch; `bad` are the file's bad documents where they had to be known ahead."""
+    """One batch; `bad` are the file's bad documents where they had to be known beforehand."""
     texts: list[str] = []
     records: list[int] = []
     rejected: list[Rejected] = []
@@ -143,11 +144,11 @@ def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int,
             except UnicodeDecodeError as error:
                 if bad is not None:
                     raise SourceError(
-                        f"{part.name} changed while it was read; start anew when it is at rest"
+                        f"{part.name} changed while it was read; start again when nothing writes to it"
                     ) from error
-                fault = explain(piece, error)
+                fault = explain_fault(piece, error)
         if fault is not None:
-            one = set_aside(part, piece.document, *fault)
+            one = reject(part, piece.document, *fault)
             rejected += [one] * piece.last
         elif piece.whole and piece.last and not text:
             empty += 1

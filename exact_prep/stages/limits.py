@@ -28,7 +28,7 @@ def within_limits(
     for whole in batches:
         rest: TextBatch | None = whole
         while rest is not None:
-            # One document at a time: the limit may lie behind any of them.
+            # One document at a time: any of them may reach the limit.
             batch, rest = split(rest, read)
             read += batch.read
             encoded = list(encode(batch))
@@ -72,6 +72,8 @@ def split(batch: TextBatch, read: int) -> tuple[TextBatch, TextBatch | None]:
 def contents(batch: TextBatch, first: int, last: int) -> dict[str, Any]:
     """The columns of documents [first, last) of a batch."""
     columns: dict[str, Any] = {"records": batch.records[first:last], "texts": batch.texts[first:last]}
+    if batch.labels is not None:
+        columns["labels"] = batch.labels[first:last]
     if batch.ids is not None and batch.id_offsets is not None:
         offsets = batch.id_offsets[first : last + 1]
         columns |= {"ids": batch.ids[offsets[0] : offsets[-1]], "id_offsets": offsets - offsets[0]}

@@ -1,48 +1,48 @@
 """One task of `pack`: slices of input files to shards, for every row length, and a TaskRecord, written last.
 
-    read_task -> TextBatch -> Tokenizer -> TokenBatch -> Packer -> PackedBatch -> ShardWriter
-    (a thread ahead)                                              (a thread behind)
+    Inputs.read -> TextBatch -> Tokenizer -> TokenBatch -> Packer -> Rows -> ShardWriter
+    (a thread ahead)                                          (a thread behind)
 
 Reading, encoding and writing overlap; what waits between them is bounded, so memory does not grow with the corpus.
+Shards get their final names at once. The record is the only completion marker: a task that is done again removes its
+record first, then its shards.
 """
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
+import numpy as np
+import xxhash
+
+from exact_prep.dataset import shard_name
 from exact_prep.errors import LedgerError
 from exact_prep.packing import Packer
-from exact_prep.records.manifest import (
-    DocumentCounts,
-    ExposureRecord,
-    PackedCounts,
-    ShardRecord,
-    TaskRecord,
-    TokenLedger,
-)
+from exact_prep.records import encode
+from exact_prep.records.work import PackedCounts, ShardRecord, SourceCounts, TaskRecord
 from exact_prep.shards import ShardWriter
-from exact_prep.sources import origins_of, read_task
+from exact_prep.sources import SourceLabels
+from exact_prep.stages.documents import Documents, RejectedList
+from exact_prep.stages.lengths import LengthHistogram
 from exact_prep.stages.limits import within_limits
-from exact_prep.stores.local import TEMPORARY, explained, make_directory, publish, save, sync_file
+from exact_prep.stores import open_store
 from exact_prep.tokenization import Tokenizer
-from exact_prep.weighing.exposure import Exposure, measure
+from exact_prep.weighing.exposure import Exposure, measure_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
-    from exact_prep.batches import PackedBatch, Rejected, TextBatch, TokenBatch
+    from exact_prep.batches import Rejected, Rows, TextBatch, TokenBatch
     from exact_prep.engines import Meter
-    from exact_prep.records.manifest import InputFile, Slice, TokenizerRecord
+    from exact_prep.records.manifest import TokenizerRecord, TokenLedger
     from exact_prep.records.options import PackOptions
-
-SHARD_BYTES = 1 << 30
-"""A task begins a new shard when the one it writes holds this much."""
+    from exact_prep.records.work import Slice
+    from exact_prep.sources import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,179 +50,128 @@ class PackTask:
     """What a worker needs to know."""
 
     index: int
-    slices: tuple[Slice, ...]
-    """Parts of `files`, in order."""
-    files: tuple[InputFile, ...]
+    inputs: Inputs
     """The files of this task alone."""
+    slices: tuple[Slice, ...]
+    """Parts of them, in order."""
+    key: str
+    """16 hexadecimal digits that tell the task's slices apart from those of another plan; see `task_key`."""
     options: PackOptions
     tokenizer: TokenizerRecord
     tokenizer_path: Path | None
-    stdin: Path | None
-    """Where standard input was put."""
-    directory: Path
-    """Where parts and the record go."""
-
-    def origins(self, records: list[int]) -> list[tuple[str, str]]:
-        """File and place of records of this task."""
-        return origins_of(records, self.slices, self.files, self.options.source, stdin=self.stdin)
+    shard_bytes: int
+    """A new shard begins when the one being written holds this much."""
+    work: str
+    """Store of the records."""
+    homes: dict[int, str]
+    """Store of each dataset, by row length."""
 
     @property
     def name(self) -> str:
         """The task as a person would find it."""
-        first, last = self.files[0].path, self.files[-1].path
+        first, last = self.inputs.files[0].path, self.inputs.files[-1].path
         return f"task {self.index} ({first if first == last else f'{first} ... {last}'})"
 
-
-def record_path(directory: Path, task: int) -> Path:
-    """Where the record of a task is."""
-    return directory / f"task-{task:05d}.json"
-
-
-def rejected_path(directory: Path, task: int) -> Path:
-    """Where the documents that a task set aside are listed."""
-    return directory / f"rejected-{task:05d}.jsonl"
+    def locate(self, records: list[int]) -> list[tuple[str, str]]:
+        """File and place of records of this task."""
+        return self.inputs.locate(records, self.slices)
 
 
-def part_path(directory: Path, seq_len: int, task: int, part: int) -> Path:
-    """Where a shard waits until all tasks are done."""
-    return directory / str(seq_len) / f"part-{task:05d}-{part:03d}.arrow"
+def task_key(inputs: Inputs, slices: Sequence[Slice]) -> str:
+    """16 hexadecimal digits of xxh3 over the slices' paths, starts and stops."""
+    hasher = xxhash.xxh3_64()
+    for one in slices:
+        hasher.update(f"{inputs.files[one.file].path}\0{one.start}\0{one.stop}\0".encode())
+    return hasher.hexdigest()
 
 
-def pack_task(task: PackTask, meter: Meter) -> None:
-    """Make the shards of one task and save its record.
+def record_name(task: int, key: str) -> str:
+    """Name of a task's record."""
+    return f"task-{task:07d}-{key}.json"
+
+
+def rejected_name(task: int, key: str) -> str:
+    """Name of the list of documents that a task skipped."""
+    return f"rejected-{task:07d}-{key}.jsonl"
+
+
+def lengths_name(task: int, key: str) -> str:
+    """Name of a task's part of the histogram of document lengths."""
+    return f"lengths-{task:07d}-{key}.bin"
+
+
+def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
+    """Make the shards of one task and save its record; returns the labels of its sources.
 
     Raises SourceError, TokenizerError, StorageError; LedgerError if tokens in and tokens out differ.
     """
-    source = task.options.source
+    source, work = task.options.source, open_store(task.work)
+    clear_task(task)
     tokenizer = Tokenizer(
         task.tokenizer_path,
         task.tokenizer,
         task.options.tokenizer,
         task=task.index,
         reject=source.on_error == "reject",
-        name=lambda record: " ".join(task.origins([record])[0]),
+        name=lambda record: " ".join(task.locate([record])[0]),
     )
     with ExitStack() as stack:
-        rejected = stack.enter_context(RejectedList(rejected_path(task.directory, task.index)))
+        rejected = stack.enter_context(RejectedList(work.scratch(rejected_name(task.index, task.key))))
+        labels, lengths = SourceLabels(), LengthHistogram()
         documents = Documents(rejected)
-        parts = [stack.enter_context(Part(task, seq_len)) for seq_len in task.options.packing.seq_lens]
-        reading = ahead(read_task(task.slices, task.files, source, stdin=task.stdin))
-        for texts, batches in within_limits(reading, tokenizer.encode, source):
+        parts = [stack.enter_context(Part(task, seq_len, labels)) for seq_len in task.options.packing.seq_lens]
+        for texts, batches in within_limits(ahead(task.inputs.read(task.slices)), tokenizer.encode, source):
             documents.read(texts)
+            labels.add(texts)
             for tokens in batches:
                 documents.encoded(tokens)
+                lengths.add(tokens, labels)
                 for part in parts:
                     part.add(tokens)
                 meter.add(0, tokens.ids.size)
             meter.add(texts.bytes_read)
         if documents.nameless:
-            rejected.add(placed(documents.nameless, task))
-        record = TaskRecord(
-            task=task.index,
-            documents=documents.counts(),
-            text_bytes=documents.text_bytes,
-            parity_texts=tokenizer.parity_texts,
-            parity_bytes=tokenizer.parity_bytes,
-            packed={part.seq_len: part.finish(documents.ledger) for part in parts},
-        )
-        rejected.publish()
-    save(record, record_path(task.directory, task.index))
+            rejected.add(add_places(documents.nameless, task))
+        packed = {part.seq_len: part.finish(documents.ledger, lengths) for part in parts}
+        histogram = lengths.encode()
+        work.write(lengths_name(task.index, task.key), histogram)
+        if rejected.close():
+            work.upload(rejected.path, rejected_name(task.index, task.key))
+    record = TaskRecord(
+        task=task.index,
+        documents=documents.counts(),
+        text_bytes=documents.text_bytes,
+        parity_texts=tokenizer.parity_texts,
+        parity_bytes=tokenizer.parity_bytes,
+        labels=tuple(labels.names),
+        lengths_xxh3=xxhash.xxh3_128_hexdigest(histogram),
+        packed=packed,
+    )
+    work.write(record_name(task.index, task.key), encode(record))
+    return record.labels
 
 
-class Documents:
-    """What one task read and encoded, counted."""
-
-    def __init__(self, rejected: RejectedList) -> None:
-        """`rejected` takes the documents that are set aside."""
-        self.text_bytes = 0
-        self.ledger = TokenLedger()
-        self.nameless: list[Rejected] = []
-        """What the tokenizer set aside, in order, without file and place."""
-        self._rejected = rejected
-        self._records = self._empty = self._packed = 0
-
-    def read(self, texts: TextBatch) -> None:
-        """Count the records of a batch."""
-        self._records += texts.read
-        self._empty += texts.empty
-        self.text_bytes += texts.text_bytes
-        self._rejected.add(texts.rejected)
-
-    def encoded(self, tokens: TokenBatch) -> None:
-        """Count the tokens of a batch."""
-        self._packed += tokens.documents
-        self._empty += tokens.empty
-        self.nameless += tokens.rejected
-        self.ledger = TokenLedger(
-            text_tokens=self.ledger.text_tokens + tokens.text_tokens,
-            bos_tokens=self.ledger.bos_tokens + tokens.bos_tokens,
-            eos_tokens=self.ledger.eos_tokens + tokens.eos_tokens,
-        )
-
-    def counts(self) -> DocumentCounts:
-        """The counts; raises LedgerError if a record is unaccounted for."""
-        counts = DocumentCounts(
-            records=self._records, packed=self._packed, empty=self._empty, rejected=self._rejected.count
-        )
-        if counts.records != counts.packed + counts.empty + counts.rejected:
-            raise LedgerError(f"records read and records accounted for differ, please report this: {counts!r}")
-        return counts
-
-
-class RejectedList:
-    """The documents that one task sets aside, one JSON object per line: source, place, reason.
-
-    Written as they come: a file of which every line is bad takes no more memory than any other.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.count = 0
-        """Documents so far."""
-        self._path = path
-        self._temporary = path.with_suffix(TEMPORARY)
-        self._file: TextIO | None = None
-
-    def __enter__(self) -> RejectedList:
-        """Nothing is written before there is something to say."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Let go of the file if it was not published."""
-        if self._file:
-            # On a full disk closing fails as well, and would hide why the task ends.
-            with suppress(OSError):
-                self._file.close()
-
-    def add(self, rejected: Sequence[Rejected]) -> None:
-        """Append documents; raises StorageError."""
-        if not rejected:
-            return
-        self.count += len(rejected)
-        with explained("write", self._path):
-            if self._file is None:
-                self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
-            for item in rejected:
-                line = {"source": item.source, "place": item.place, "reason": item.reason}
-                self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def publish(self) -> None:
-        """Publish the list unless it is empty; raises StorageError."""
-        if self._file is None:
-            return
-        with explained("write", self._path):
-            self._file.close()
-        self._file = None
-        sync_file(self._temporary)
-        publish(self._temporary, self._path)
+def clear_task(task: PackTask) -> None:
+    """Remove what an earlier attempt left: the record first, then shards from the last to the first."""
+    work = open_store(task.work)
+    for name in (record_name, rejected_name, lengths_name):
+        work.remove(name(task.index, task.key))
+    for url in task.homes.values():
+        home, count = open_store(url), 0
+        while home.size(shard_name(task.index, count)) is not None:
+            count += 1
+        for part in reversed(range(count)):
+            home.remove(shard_name(task.index, part))
 
 
 class Part:
     """What one task makes for one row length: a packer, a shard being written, the counts of both."""
 
-    def __init__(self, task: PackTask, seq_len: int) -> None:
+    def __init__(self, task: PackTask, seq_len: int, labels: SourceLabels) -> None:
         packing = task.options.packing
         self.seq_len = seq_len
-        self._task = task
+        self._task, self._labels = task, labels
+        self._home = open_store(task.homes[seq_len])
         self._packer = Packer(
             packing=packing.packing,
             seq_len=seq_len,
@@ -231,18 +180,20 @@ class Part:
         )
         self._shards: list[ShardRecord] = []
         self._writer: ShardWriter | None = None
-        self._exposure = Exposure()
+        self._exposures: list[Exposure] = []
+        """By source."""
+        self._tokens = np.zeros(0, np.int64)
+        """By source."""
         self._longest = 0
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
-        make_directory(task.directory / str(seq_len))
 
     def __enter__(self) -> Part:
         """Nothing to begin."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let go of the thread, and of the shard if it was not finished."""
+        """End the thread, and abandon the shard if it was not finished."""
         self._thread.shutdown(cancel_futures=True)
         if self._writer:
             self._writer.abandon()
@@ -251,7 +202,7 @@ class Part:
         """Pack a batch and write the rows that are settled by now."""
         self._write(self._packer.add(tokens))
 
-    def finish(self, read: TokenLedger) -> PackedCounts:
+    def finish(self, read: TokenLedger, lengths: LengthHistogram) -> PackedCounts:
         """Write what is left; returns the counts. `read` says which tokens came in. Raises LedgerError."""
         self._write(self._packer.finish())
         self._wait()
@@ -259,46 +210,70 @@ class Part:
         in_rows = sum(shard.tokens for shard in self._shards)
         rows = sum(shard.rows for shard in self._shards)
         ledger = read.model_copy(update={"row_tokens": in_rows, "padding": rows * self.seq_len - in_rows})
-        if ledger.balance() or self._exposure.targets + self._exposure.segments != in_rows:
+        exposure = sum(self._exposures, Exposure())
+        counted = exposure.targets + exposure.segments
+        if ledger.balance() or counted != in_rows or int(self._tokens.sum()) != in_rows:
             raise LedgerError(f"tokens in and tokens out differ in {self._task.name}, please report this: {ledger!r}")
-        counts = tuple(self._exposure.trimmed().tolist())
+        if (found := lengths.tokens) != in_rows:
+            raise LedgerError(
+                f"documents of {found} tokens, {in_rows} in rows in {self._task.name}, please report this"
+            )
+        documents = lengths.count_documents(len(self._labels.names))
+        self._grow(len(self._labels.names))
         return PackedCounts(
             ledger=ledger,
-            exposure=ExposureRecord(counts=counts, segments=self._exposure.segments),
+            exposure=exposure.to_record(),
+            sources=tuple(
+                SourceCounts(documents=count, tokens=tokens, exposure=own.to_record())
+                for count, tokens, own in zip(documents, self._tokens.tolist(), self._exposures, strict=True)
+            ),
             documents_cut=self._packer.documents_cut,
             longest_context=self._longest,
             shards=tuple(self._shards),
         )
 
-    def _write(self, batches: Iterable[PackedBatch]) -> None:
+    def _grow(self, sources: int) -> None:
+        """Make room for the counts of new sources."""
+        missing = sources - len(self._exposures)
+        self._exposures += [Exposure() for _ in range(missing)]
+        self._tokens = np.concatenate([self._tokens, np.zeros(missing, np.int64)])
+
+    def _write(self, batches: Iterable[Rows]) -> None:
         for batch in batches:
-            self._exposure += measure(batch.seq_lengths)
-            self._longest = max(self._longest, int(batch.seq_lengths.max()) - 1)
+            rows = replace(batch, sources=self._labels.find(batch.doc_ids))
+            self._grow(len(self._labels.names))
+            for source, exposure in enumerate(measure_rows(rows, len(self._exposures))):
+                if exposure.segments:
+                    self._exposures[source] += exposure
+            self._tokens += np.bincount(rows.sources, rows.seq_lengths, self._tokens.size).astype(np.int64)
+            self._longest = max(self._longest, int(rows.seq_lengths.max()) - 1)
             self._wait()
-            self._writing = self._thread.submit(self._append, batch)
+            self._writing = self._thread.submit(self._append, rows)
 
     def _wait(self) -> None:
         if self._writing:
             self._writing.result()
             self._writing = None
 
-    def _append(self, batch: PackedBatch) -> None:
-        if self._writer and self._writer.bytes >= SHARD_BYTES:
+    def _append(self, rows: Rows) -> None:
+        if self._writer and self._writer.bytes >= self._task.shard_bytes:
             self._close_shard()
         if not self._writer:
-            self._writer = ShardWriter(self._path().with_suffix(TEMPORARY), self.seq_len)
-        self._writer.write(batch)
+            scratch = self._home.scratch(self._shard_name())
+            weights = self._task.options.loss_weights == "column"
+            self._writer = ShardWriter(scratch, self.seq_len, weights=weights)
+        self._writer.write(rows)
 
     def _close_shard(self) -> None:
         if self._writer:
-            path = self._path()
-            record = self._writer.close(file=path.name, task=self._task.index)
-            publish(self._writer.path, path)
+            name = self._shard_name()
+            record = self._writer.close(file=name, task=self._task.index)
+            self._home.upload(self._writer.path, name)
             self._shards.append(record)
             self._writer = None
 
-    def _path(self) -> Path:
-        return part_path(self._task.directory, self.seq_len, self._task.index, len(self._shards))
+    def _shard_name(self) -> str:
+        return shard_name(self._task.index, len(self._shards))
 
 
 def ahead(batches: Iterator[TextBatch]) -> Iterator[TextBatch]:
@@ -310,7 +285,7 @@ def ahead(batches: Iterator[TextBatch]) -> Iterator[TextBatch]:
             yield batch
 
 
-def placed(nameless: list[Rejected], task: PackTask) -> list[Rejected]:
-    """What the tokenizer set aside, with file and place: it knows the documents by their numbers alone."""
-    origins = task.origins([item.record for item in nameless])
-    return [replace(item, source=source, place=place) for item, (source, place) in zip(nameless, origins, strict=True)]
+def add_places(nameless: list[Rejected], task: PackTask) -> list[Rejected]:
+    """What the tokenizer skipped, with file and place: it knows the documents by their numbers alone."""
+    places = task.locate([item.record for item in nameless])
+    return [replace(item, source=source, place=place) for item, (source, place) in zip(nameless, places, strict=True)]

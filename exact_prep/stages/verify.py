@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exact_prep.errors import DatasetError, StorageError
-from exact_prep.records.manifest import ExposureRecord
-from exact_prep.shards import Shard, ShardBatch, opened
+from exact_prep.shards import Shard, open_shard
+from exact_prep.stages.lengths import sum_lengths
 from exact_prep.stores.local import explained
-from exact_prep.weighing.exposure import Exposure, measure
+from exact_prep.weighing.exposure import Exposure, measure_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from exact_prep.batches import Rows
     from exact_prep.engines import Meter
-    from exact_prep.records.manifest import ShardRecord
+    from exact_prep.records.work import ShardRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,18 @@ class VerifyTask:
     """Records that the task read: document ids lie below."""
     documents: int
     """Documents that the task packed."""
+    sources: int
+    """Labels of the task: values of `sources` lie below."""
+    masked: bool
+    weights: bool
+    """Whether there are columns of masked runs and of weights."""
     shards: tuple[ShardRecord, ...]
     edges: np.ndarray
-    """Runs by left context that `loss_weights` holds, int32[K + 1]."""
+    """Runs by position that `loss_weights` holds, int32[K + 1]."""
     values: np.ndarray
     """Their float16 bit patterns, uint16[K]."""
     weights_xxh3: tuple[str | None, ...]
-    """Checksum of each shard's weights; None where they are half-weighed and can be neither old nor new for sure."""
+    """Checksum of each shard's weights; None where they are half-weighed, or not stored."""
     quick: bool
     """Sizes and structure alone."""
 
@@ -59,23 +65,26 @@ class VerifyTask:
 
 @dataclass
 class Verified:
-    """What came out."""
+    """What was found and counted."""
 
     findings: list[str] = field(default_factory=list)
-    exposure: Exposure = field(default_factory=Exposure)
+    exposures: list[Exposure] = field(default_factory=list)
+    """By source of the task."""
+    tokens: list[int] = field(default_factory=list)
+    """By source of the task."""
+    documents: list[int] = field(default_factory=list)
+    """By source of the task."""
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros((3, 0), np.int64))
+    """Histogram of document lengths, int64[3, N]: source of the task, length, count."""
     documents_cut: int = 0
     """Documents that lie in more than one segment."""
     longest_context: int = 0
     """Largest effective left context."""
 
-    def record(self) -> ExposureRecord:
-        """The exposure, as it is stored."""
-        return ExposureRecord(counts=tuple(self.exposure.trimmed().tolist()), segments=self.exposure.segments)
-
 
 def verify_shards(task: VerifyTask, meter: Meter) -> Verified:
     """Check the shards of one task."""
-    verified = Verified()
+    verified = Verified(exposures=[Exposure() for _ in range(task.sources)])
     columns: list[np.ndarray] = []
     for record, checksum in zip(task.shards, task.weights_xxh3, strict=True):
         path = task.directory / record.file
@@ -83,33 +92,37 @@ def verify_shards(task: VerifyTask, meter: Meter) -> Verified:
             with explained("read", path):
                 size = path.stat().st_size
             if size != record.bytes:
-                verified.findings.append(f"{path}: {size:,} bytes, the manifest says {record.bytes:,}")
+                verified.findings.append(f"{path}: {size:,} bytes, the table of shards says {record.bytes:,}")
                 continue
-            shard = opened(path)
+            shard = open_shard(path)
         except (StorageError, DatasetError) as error:
             verified.findings.append(str(error))
             continue
-        verified.findings += counts_of(shard, record, task)
+        verified.findings += check_counts(shard, record, task)
         if not task.quick:
-            verified.findings += contents_of(shard, record, checksum, task)
+            verified.findings += check_contents(shard, record, checksum, task)
         if not task.quick and not verified.findings:
             for batch in shard.batches:
-                verified.exposure += measure(batch.seq_lengths)
-                columns.append(segments_of(batch))
+                for source, exposure in enumerate(measure_rows(batch, task.sources)):
+                    verified.exposures[source] += exposure
+                columns.append(list_segments(batch))
         meter.add(size)
     if not task.quick and not verified.findings:
-        segments = np.concatenate(columns, axis=1) if columns else np.zeros((5, 0), np.int64)
-        verified.findings += documents_of(segments, task)
-        verified.longest_context = int(segments[2].max(initial=1)) - 1
-        verified.documents_cut = int((np.unique(segments[0], return_counts=True)[1] > 1).sum())
+        segments = np.concatenate(columns, axis=1) if columns else np.zeros((6, 0), np.int64)
+        segments = segments[:, np.lexsort((segments[1], segments[0]))]
+        verified.findings += check_documents(segments, task)
+        count_documents(segments, verified, task)
     return verified
 
 
-def counts_of(shard: Shard, record: ShardRecord, task: VerifyTask) -> Iterator[str]:
-    """Findings about shape: row length and the counts of the manifest."""
+def check_counts(shard: Shard, record: ShardRecord, task: VerifyTask) -> Iterator[str]:
+    """Findings about shape: row length, columns, counts, and where the record batches lie."""
     if shard.seq_len != task.seq_len:
         yield f"{shard.path}: rows of {shard.seq_len} tokens, the manifest says {task.seq_len}"
-    rows = sum(batch.rows for batch in shard.batches)
+    for batch in shard.batches[:1]:
+        if (batch.mask_splits is not None) != task.masked or (batch.loss_weights is not None) != task.weights:
+            yield f"{shard.path}: its columns are not those that the manifest calls for"
+    rows = sum(len(batch) for batch in shard.batches)
     segments = sum(batch.seq_lengths.size for batch in shard.batches)
     tokens = sum(int(batch.seq_lengths.sum(dtype=np.int64)) for batch in shard.batches)
     for what, found, said in (
@@ -118,87 +131,92 @@ def counts_of(shard: Shard, record: ShardRecord, task: VerifyTask) -> Iterator[s
         ("tokens", tokens, record.tokens),
     ):
         if found != said:
-            yield f"{shard.path}: {found:,} {what}, the manifest says {said:,}"
+            yield f"{shard.path}: {found:,} {what}, the table of shards says {said:,}"
+    if shard.places != record.batches:
+        yield f"{shard.path}: its record batches do not lie where the table of batches says"
 
 
-def contents_of(shard: Shard, record: ShardRecord, checksum: str | None, task: VerifyTask) -> Iterator[str]:
-    """Findings about bytes: checksums, segment lengths, ids, padding and weights."""
+def check_contents(shard: Shard, record: ShardRecord, checksum: str | None, task: VerifyTask) -> Iterator[str]:
+    """Findings about bytes: checksums, segment lengths, ids, sources, padding and weights."""
     if shard.content_digest() != record.content_xxh3:
-        yield f"{shard.path}: its bytes are not those that were written (checksum of all but loss_weights)"
+        yield f"{shard.path}: its tokens or segments are not those that were written (checksum of the content)"
+    if shard.rest_digest() != record.rest_xxh3:
+        yield f"{shard.path}: its headers or sources are not those that were written (checksum of the rest)"
     if checksum is not None and shard.weights_digest() != checksum:
         yield f"{shard.path}: its loss_weights are not those that were written (checksum)"
     if shard.seq_len != task.seq_len:
         return
     row = 0
     for batch in shard.batches:
-        ends = np.concatenate([[0], np.cumsum(batch.seq_lengths, dtype=np.int64)])[batch.row_splits]
-        used = np.diff(ends)
-        if batch.seq_lengths.size and batch.seq_lengths.min() < 1:
-            yield f"{shard.path}: rows {row} to {row + batch.rows - 1} hold a segment without tokens"
-        for wrong in np.flatnonzero((used > task.seq_len) | (used < 1))[:1]:
-            yield f"{shard.path}: row {row + wrong}: seq_lengths sum to {used[wrong]}, a row holds 1 to {task.seq_len}"
-        outside = batch.input_ids < 0
-        if task.vocab_size:
-            outside |= batch.input_ids >= task.vocab_size
-        if outside.any():
-            at = np.argwhere(outside)[0]
-            yield (
-                f"{shard.path}: row {row + at[0]}, position {at[1]}: id {batch.input_ids[tuple(at)]} "
-                f"is not in the vocabulary of {task.vocab_size}"
-            )
-        for r in np.flatnonzero(used < task.seq_len):
-            if (batch.input_ids[r, used[r] :] != task.pad_id).any():
-                yield f"{shard.path}: row {row + r}: padding is not the id {task.pad_id}"
-                break
-        row += batch.rows
+        yield from check_rows(shard, batch, row, task)
+        row += len(batch)
     if checksum is not None:
-        yield from weights_of(shard, task)
+        yield from check_weights(shard, task)
 
 
-def weights_of(shard: Shard, task: VerifyTask) -> Iterator[str]:
-    """The first position whose weight is not what its left context calls for."""
-    for start, expected in shard.weights_by_left_context(task.edges, task.values):
+def check_rows(shard: Shard, batch: Rows, row: int, task: VerifyTask) -> Iterator[str]:
+    """Findings about the rows of one record batch; `row` is the number of its first row."""
+    ends = np.concatenate([[0], np.cumsum(batch.seq_lengths, dtype=np.int64)])[batch.row_splits]
+    used = np.diff(ends)
+    if batch.seq_lengths.size and batch.seq_lengths.min() < 1:
+        yield f"{shard.path}: rows {row} to {row + len(batch) - 1} hold a segment without tokens"
+    for wrong in np.flatnonzero((used > task.seq_len) | (used < 1))[:1]:
+        yield f"{shard.path}: row {row + wrong}: seq_lengths sum to {used[wrong]}, a row holds 1 to {task.seq_len}"
+    outside = batch.input_ids < 0
+    if task.vocab_size:
+        outside |= batch.input_ids >= task.vocab_size
+    if outside.any():
+        at = np.argwhere(outside)[0]
+        yield (
+            f"{shard.path}: row {row + at[0]}, position {at[1]}: id {batch.input_ids[tuple(at)]} "
+            f"is not in the vocabulary of {task.vocab_size}"
+        )
+    for r in np.flatnonzero(used < task.seq_len):
+        if (batch.input_ids[r, used[r] :] != task.pad_id).any():
+            yield f"{shard.path}: row {row + r}: padding is not the id {task.pad_id}"
+            break
+    if batch.sources.size and not 0 <= batch.sources.min() <= batch.sources.max() < task.sources:
+        yield f"{shard.path}: rows {row} to {row + len(batch) - 1}: a source beyond the {task.sources} of its task"
+
+
+def check_weights(shard: Shard, task: VerifyTask) -> Iterator[str]:
+    """The first position whose weight is not what its context calls for."""
+    for row, start, expected in shard.expected_weights(task.edges, task.values):
         found = np.frombuffer(shard.memory[start : start + expected.nbytes], np.uint16).reshape(expected.shape)
         wrong = found != expected
         if wrong.any():
             at = tuple(np.argwhere(wrong)[0])
-            row = row_at(shard, start) + int(at[0])
             yield (
-                f"{shard.path}: row {row}, position {at[1]}: weight {found[at].view(np.float16)}, "
-                f"its left context calls for {expected[at].view(np.float16)}"
+                f"{shard.path}: row {row + int(at[0])}, position {at[1]}: weight {found[at].view(np.float16)}, "
+                f"its context calls for {expected[at].view(np.float16)}"
             )
             return
 
 
-def row_at(shard: Shard, position: int) -> int:
-    """Number in the shard of the row whose weights start at a place in the file."""
-    row = 0
-    for batch in shard.batches:
-        if batch.weights_start <= position < batch.weights_bytes.stop:
-            return row + (position - batch.weights_start) // (2 * shard.seq_len)
-        row += batch.rows
-    return row
-
-
-def segments_of(batch: ShardBatch) -> np.ndarray:
-    """Document, offset, length, first and last id of each segment of sound rows, int64[5, S]."""
+def list_segments(batch: Rows) -> np.ndarray:
+    """Document, offset, length, first and last id, and source of each segment of correct rows, int64[6, S]."""
     lengths = batch.seq_lengths.astype(np.int64)
-    starts = np.cumsum(lengths) - lengths
-    row = np.repeat(np.arange(batch.rows), batch.segments_per_row)
-    at = row * batch.seq_len + starts - starts[batch.row_splits[:-1]][row]
+    row = np.repeat(np.arange(len(batch)), np.diff(batch.row_splits))
+    at = row * batch.seq_len + batch.segment_starts()
     ids = batch.input_ids.reshape(-1)
-    return np.stack([batch.doc_ids, batch.doc_offsets, lengths, ids[at], ids[at + lengths - 1]])
+    return np.stack([batch.doc_ids, batch.doc_offsets, lengths, ids[at], ids[at + lengths - 1], batch.sources])
 
 
-def documents_of(segments: np.ndarray, task: VerifyTask) -> Iterator[str]:
-    """Findings about documents: they start at 0, have neither gap nor overlap, and BOS and EOS at their ends.
-
-    `segments[5, S]` are of all shards of the task; see `segments_of`.
-    """
-    ids, offsets, lengths, begin, end = segments[:, np.lexsort((segments[1], segments[0]))]
+def mark_documents(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which segments begin and which end a document, bool[S] each; `ids[S]` are sorted."""
     first, last = np.ones(ids.size, bool), np.ones(ids.size, bool)
     first[1:] = ids[1:] != ids[:-1]
     last[:-1] = first[1:]
+    return first, last
+
+
+def check_documents(segments: np.ndarray, task: VerifyTask) -> Iterator[str]:
+    """Findings about documents: they start at 0, have no gap or overlap, one source, and BOS and EOS at their ends.
+
+    `segments[6, S]` are of all shards of the task, sorted by document and offset; see `list_segments`.
+    """
+    ids, offsets, lengths, begin, end, sources = segments
+    first, last = mark_documents(ids)
     expected = np.zeros(ids.size, np.int64)
     expected[1:] = np.where(first[1:], 0, offsets[:-1] + lengths[:-1])
     for s in np.flatnonzero(offsets != expected)[:1]:
@@ -208,7 +226,9 @@ def documents_of(segments: np.ndarray, task: VerifyTask) -> Iterator[str]:
     if ids.size and (ids[0] < 0 or ids[-1] >= task.records):
         yield f"{task.name}: document ids {ids[0]} to {ids[-1]}, the task read {task.records} records"
     if int(first.sum()) != task.documents:
-        yield f"{task.name}: {int(first.sum())} documents, the manifest says {task.documents}"
+        yield f"{task.name}: {int(first.sum())} documents, the table of tasks says {task.documents}"
+    for s in np.flatnonzero(~first[1:] & (sources[1:] != sources[:-1]))[:1]:
+        yield f"{task.name}: document {ids[s]} has segments of two sources"
     for name, wanted, edge, found in (
         ("begin with BOS", task.bos_id, first, begin),
         ("end with EOS", task.eos_id, last, end),
@@ -216,3 +236,15 @@ def documents_of(segments: np.ndarray, task: VerifyTask) -> Iterator[str]:
         if wanted is not None:
             for s in np.flatnonzero(edge & (found != wanted))[:1]:
                 yield f"{task.name}: document {ids[s]} does not {name} ({wanted}) but with {found[s]}"
+
+
+def count_documents(segments: np.ndarray, verified: Verified, task: VerifyTask) -> None:
+    """Count what is compared with the manifest and its tables: documents, tokens and lengths by source."""
+    ids, offsets, lengths, _, _, sources = segments
+    first, last = mark_documents(ids)
+    verified.longest_context = int(lengths.max(initial=1)) - 1
+    verified.documents_cut = int((~first & last).sum())
+    verified.tokens = np.bincount(sources, lengths, task.sources).astype(np.int64).tolist()
+    verified.documents = np.bincount(sources[first], minlength=task.sources).tolist()
+    whole = np.stack([sources[last], (offsets + lengths)[last], np.ones(int(last.sum()), np.int64)])
+    verified.lengths = sum_lengths([whole])

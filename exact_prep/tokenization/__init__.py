@@ -1,15 +1,17 @@
-"""Text column to id column: `locate` a tokenizer, `choose` a backend once per run, a `Tokenizer` per task encodes.
+"""Turns text into token ids: `locate` a tokenizer, `choose` a backend once per run, then one `Tokenizer` per task.
 
-    files            tokenizer.json and its companions
-    special_tokens   ids of EOS, BOS and padding
-    backends         fastokens (fast) and tokenizers (right) behind one Protocol
-    stress, parity   the gate before the run and the inspector during it: the fast library must be right
+    files            finds and parses tokenizer.json and the files beside it
+    special_tokens   finds the ids of EOS, BOS and padding
+    backends         fastokens (fast) and tokenizers (the reference) behind one Protocol
+    stress, parity   checks that the fast library gives the reference's ids, before the run and during it
     choice           options and a sample -> TokenizerRecord
-    boundaries       where long texts may be cut without changing an id; pieces cuts them
-    texts, given_ids documents that come as text, and as ids
-    dressing         BOS, EOS and the token ledger
+    boundaries       where a long text may be cut without changing an id
+    pieces           cuts it there
+    texts            encodes documents that come as text: one TextEncoder per task
+    given_ids        checks documents that come as token ids
+    bos_eos          adds BOS and EOS, and counts every token for the ledger
 
-Nothing slow is imported before it is used.
+Slow libraries are imported only where they are used.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exact_prep.errors import TokenizerError
-from exact_prep.tokenization.choice import choose
+from exact_prep.tokenization.choice import choose, make_tokenizer_files
 from exact_prep.tokenization.files import locate
-from exact_prep.tokenization.given_ids import IdPasser
+from exact_prep.tokenization.given_ids import IdChecker
 from exact_prep.tokenization.texts import TextEncoder
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from exact_prep.records.manifest import TokenizerRecord
     from exact_prep.records.options import TokenizerOptions
 
-__all__ = ["Tokenizer", "choose", "locate"]
+__all__ = ["Tokenizer", "choose", "locate", "make_tokenizer_files"]
 
 
 class Tokenizer:
@@ -46,16 +48,17 @@ class Tokenizer:
         reject: bool = False,
         name: Callable[[int], str] = "record {}".format,
     ) -> None:
-        """Encode as `record`, which `choose` gave, says.
+        """Use the backend and special ids of `record`, which `choose` returned.
 
-        `reject` leaves unusable documents out instead of raising, `name` tells which document a record is, in messages.
+        With `reject`, unusable documents are skipped and reported instead of raising. `name` turns a record number into
+        the document's name in messages.
 
         Backends are loaded once per process. Raises TokenizerError if the file at `path` or an installed library is
-        not the one that was chosen.
+        not the one that `choose` used.
         """
         self._texts: TextEncoder | None = None
         if record.backend == "none":
-            self._encode = IdPasser(record, reject=reject).encode
+            self._encode = IdChecker(record, reject=reject).encode
         elif path is None:
             raise TokenizerError("text needs a tokenizer; name one with --tokenizer")
         else:
@@ -63,11 +66,11 @@ class Tokenizer:
             self._encode = self._texts.encode
 
     def encode(self, batch: TextBatch) -> Iterator[TokenBatch]:
-        """Token batches in the order of the documents, BOS and EOS in place, none of them without something to say.
+        """Yield token batches in document order, with BOS and EOS added; no batch that would report nothing.
 
-        What cannot be settled before the next batch comes is held back. Raises SourceError, which names the record,
-        for a document that cannot be used, unless such documents are rejected; TokenizerError if the backend fails or
-        is found to differ from the reference.
+        Text whose ids depend on the next batch is held back until that batch arrives. Raises SourceError, which names
+        the record, for an unusable document unless such documents are rejected; TokenizerError if the backend fails or
+        gives other ids than the reference.
         """
         return self._encode(batch)
 

@@ -1,7 +1,8 @@
-"""The two libraries that encode, behind one Protocol. Which one is used, and whether it is right, is decided elsewhere.
+"""The two encoding libraries behind one Protocol. choice.py picks one; parity.py checks that it is right.
 
-Both are built from the same bytes of one tokenizer.json: fastokens' own `from_file` would also add tokens that only
-tokenizer_config.json names, which `tokenizers` does not know. Stored truncation and padding are switched off.
+Both are built from the bytes of the same tokenizer.json. fastokens' own `from_file` is not used: it also adds tokens
+that only tokenizer_config.json names, and `tokenizers` does not know those. Truncation and padding settings stored in
+the file are switched off.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 BackendName = Literal["fastokens", "tokenizers"]
 
 ONE_THREAD = {"FASTOKENS_BPE_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""One thread per worker: parallelism is the number of workers. The libraries read these when they first encode."""
+"""One thread per worker, because workers already run in parallel. The libraries read these when they first encode."""
 
 
 class Backend(Protocol):
-    """Encodes texts without adding any special token; knows no document and no batch."""
+    """Encodes texts without adding special tokens. It does not know about documents or batches."""
 
     name: BackendName
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts end to end, int32[T], and where each text's ids start and end, int64[D + 1]."""
+        """Ids of all texts, concatenated, int32[T], and the offsets of each text's ids, int64[D + 1]."""
         ...
 
     def knows(self, token: str) -> bool:
@@ -43,7 +44,7 @@ class Backend(Protocol):
 
 
 class Fastokens:
-    """The fast library: about five to ten times the speed of the reference."""
+    """The fast library: about five to ten times as fast as the reference."""
 
     name: BackendName = "fastokens"
 
@@ -66,7 +67,7 @@ class Fastokens:
 
 
 class Tokenizers:
-    """The reference library: what it says is right."""
+    """The reference library: its ids are correct by definition."""
 
     name: BackendName = "tokenizers"
 
@@ -80,8 +81,8 @@ class Tokenizers:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.encode`."""
-        # One text at a time: an encoding takes 100 bytes of memory per character. `.ids` builds a list, 25 ns per token
-        # beside 300 for the encoding; the library has no buffer to give.
+        # One text at a time, because an encoding takes 100 bytes of memory per character. `.ids` builds a list (25 ns
+        # per token, next to 300 ns for encoding); the library offers no buffer.
         encoded = [
             np.array(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
             for text in texts
@@ -101,37 +102,41 @@ BACKENDS: dict[BackendName, type[Fastokens | Tokenizers]] = {"fastokens": Fastok
 def load(
     name: BackendName, path: Path, sha256: str, *, split_special: bool, version_wanted: str | None = None
 ) -> Fastokens | Tokenizers:
-    """A backend for the tokenizer.json at `path`.
+    """Return the backend `name` for the tokenizer.json at `path`.
 
-    With `split_special`, text that spells a special token is plain text. Raises TokenizerError if the file is not the
-    one with hash `sha256`, the library not the one wanted, or the file one that it does not support.
+    With `split_special`, text that spells a special token is encoded as plain text. Raises TokenizerError if the file's
+    hash is not `sha256`, the installed version is not `version_wanted`, or the library does not support the file.
     """
     if version_wanted not in (None, version(name)):
-        raise TokenizerError(f"this run was planned with {name} {version_wanted}, here is {version(name)}; install it")
-    return loading(name, path, sha256, split_special).result()
+        raise TokenizerError(
+            f"this run was planned with {name} {version_wanted}, but {version(name)} is installed; "
+            f"pip install {name}=={version_wanted}"
+        )
+    return start_loading(name, path, sha256, split_special).result()
 
 
 @lru_cache(maxsize=4)
-def loading(name: BackendName, path: Path, sha256: str, split_special: bool) -> Future[Fastokens | Tokenizers]:
-    """What `load` gives, as soon as it is there; once per process, for big vocabularies take 0.3 to 0.8 s.
+def start_loading(name: BackendName, path: Path, sha256: str, split_special: bool) -> Future[Fastokens | Tokenizers]:
+    """Start loading a backend in a thread and return its future. Cached: large vocabularies take 0.3 to 0.8 s to load.
 
-    It comes from a thread: Python heeds no signal while its main thread is in native code, and both libraries may load
-    at the same time. No daemon, for native code must not come back to a Python half torn down.
+    Why a thread: Python handles no signal while its main thread runs native code, and both libraries can load at the
+    same time. The thread is not a daemon, because native code must not return into an interpreter that is shutting
+    down.
     """
     backend: Future[Fastokens | Tokenizers] = Future()
 
     def run() -> None:
         try:
-            backend.set_result(made(name, path, sha256, split_special))
-        except BaseException as error:  # all of it belongs to who asked
+            backend.set_result(build_backend(name, path, sha256, split_special))
+        except BaseException as error:  # the caller of `.result()` gets every error
             backend.set_exception(error)
 
     Thread(target=run).start()
     return backend
 
 
-def made(name: BackendName, path: Path, sha256: str, split_special: bool) -> Fastokens | Tokenizers:
-    """As `load`, here and now."""
+def build_backend(name: BackendName, path: Path, sha256: str, split_special: bool) -> Fastokens | Tokenizers:
+    """Build a backend in this thread; raises TokenizerError, see `load`."""
     for variable, value in ONE_THREAD.items():
         os.environ.setdefault(variable, value)
     data = read(path)
@@ -141,6 +146,6 @@ def made(name: BackendName, path: Path, sha256: str, split_special: bool) -> Fas
         return BACKENDS[name](data.decode(), split_special=split_special)
     except MemoryError:
         raise
-    except BaseException as error:  # a panic in Rust is no Exception
+    except BaseException as error:  # a Rust panic is not an Exception
         reason = str(error).strip().partition("\n")[0]
         raise TokenizerError(f"{name} {version(name)} cannot load {path}: {reason}") from error

@@ -1,25 +1,29 @@
-r"""Where a long text may be cut so that the ids of its parts, end to end, are the ids of the whole.
+r"""Where a long text may be cut so that its parts, encoded one by one, give the ids of the whole text.
 
-A cut is allowed where every pre-tokenizer listed here provably splits, and where neither part looks different to it
-than the same characters did in the whole:
+A cut is allowed where every pre-tokenizer listed here provably splits, and where the pre-tokenizer treats both parts
+as it treated the same characters in the whole text:
 
-* none of these regexes looks behind, so what follows a cut is matched the same in the whole and alone;
-* what precedes it is, if the match that ends at the cut stops there whether white space or nothing follows.
+* The part after the cut: none of these regexes looks behind, so it is matched in the same way on its own.
+* The part before the cut: it is matched in the same way if the match that ends at the cut stops there both when white
+  space follows and when nothing follows.
 
-BLANK, a visible character before a space: in every alternative white space comes first (` ?`, `[^\r\n\p{L}\p{N}]?`)
-    or alone, and behind punctuation only newlines (o200k: and `/`), so no match goes from visible to space. Greedy
-    repeats stop at the space as they do at the end of the text, `'r` of a contraction fails at both, and white space
-    before the cut has ended at the visible character, where `\s+(?!\S)` has looked.
-LINE, a newline before a visible character other than `/`: in the cl100k, o200k and DeepSeek families `\s*[\r\n]+`
-    takes a run of white space up to its last newline, `[\r\n]*` behind punctuation takes all newlines (o200k:
-    `[\r\n/]*`, hence no `/`), and nothing starts with a newline and goes on with a visible character. Not so in
-    GPT-2's regex, where `\s+(?!\S)` leaves the last newline of two for the next match if something visible follows.
-BREAK, a visible character before a newline: in GPT-2's regex, for the reasons of BLANK.
+There are three kinds of cut:
 
-Digits and DeepSeek's first two splits cut between classes of visible characters, at a cut of ours anyway. NFC leaves
-space and newline alone and composes nothing with them, and what is visible stays so. Added tokens are matched before
-all this: none may lie across a cut, take white space around it, or look at its neighbours. Every byte must be in the
-vocabulary, so that no part of a text comes out without a token.
+BLANK, a visible character before a space. In every alternative, white space comes first (` ?`, `[^\r\n\p{L}\p{N}]?`)
+    or alone; after punctuation come only newlines (in o200k also `/`). So no match goes from a visible character to a
+    space. Greedy repeats stop at the space as they stop at the end of the text, `'r` of a contraction fails at both,
+    and white space before the cut ended at the visible character, which `\s+(?!\S)` has seen.
+LINE, a newline before a visible character other than `/`. In the cl100k, o200k and DeepSeek families, `\s*[\r\n]+`
+    takes a run of white space up to its last newline, `[\r\n]*` after punctuation takes all newlines (in o200k
+    `[\r\n/]*`, which is why `/` is excluded), and no match starts with a newline and continues with a visible
+    character. This does not hold for GPT-2's regex: `\s+(?!\S)` leaves the last of two newlines to the next match if a
+    visible character follows.
+BREAK, a visible character before a newline. In GPT-2's regex, for the same reasons as BLANK.
+
+Digits, and DeepSeek's first two splits, only add splits between classes of visible characters; these do no harm at a
+cut. NFC changes neither spaces nor newlines, composes nothing with them, and keeps visible characters visible. Added
+tokens are matched before all of this: none may lie across a cut, take white space around it, or look at its
+neighbours. Every byte must be in the vocabulary, so that no part of a text is encoded to nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VISIBLE = r"[^\s\x00-\x1f\x7f-\x9f\u180e\u200b-\u200f\u2060-\u206f\ufeff]"
-"""Not white space, nor a character that some table once took for it."""
+"""Not white space, nor a character that some Unicode version or library has counted as white space."""
 BLANK = rf"{VISIBLE}(?= )"
 LINE = rf"\n(?!/)(?={VISIBLE})"
 BREAK = rf"{VISIBLE}(?=\n)"
@@ -65,7 +69,7 @@ DEEPSEEK = (
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
 )
-"""DeepSeek V3 splits three times; its newlines are bare characters."""
+"""DeepSeek V3 splits three times. Its patterns contain real newline characters, not `\\n` escapes."""
 
 CUTS: dict[tuple[str, ...], str] = {
     **{(regex,): BLANK_OR_LINE for regex in (CL100K, QWEN2, QWEN35, O200K, TEKKEN)},
@@ -78,17 +82,19 @@ BYTES = [chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256), *
 
 
 @lru_cache(maxsize=4)
-def load_cuts(path: Path, *, split_special: bool, knows: Callable[[str], bool]) -> re.Pattern[str] | None:
-    """`cuts` for the tokenizer.json at `path`, once per process."""
-    return cuts(parse(read(path), path), split_special=split_special, knows=knows)
+def load_cut_pattern(path: Path, *, split_special: bool, knows: Callable[[str], bool]) -> re.Pattern[str] | None:
+    """`find_cut_pattern` for the tokenizer.json at `path`, once per process."""
+    return find_cut_pattern(parse(read(path), path), split_special=split_special, knows=knows)
 
 
-def cuts(file: TokenizerFile, *, split_special: bool, knows: Callable[[str], bool]) -> re.Pattern[str] | None:
-    """A regex that matches up to a place where a text may be cut; None if this tokenizer gives no proof of any.
+def find_cut_pattern(
+    file: TokenizerFile, *, split_special: bool, knows: Callable[[str], bool]
+) -> re.Pattern[str] | None:
+    """A regex whose matches end where a text may be cut; None if no cut is proven safe for this tokenizer.
 
-    `knows` tells whether a token is in the vocabulary.
+    `knows` says whether a token is in the vocabulary.
     """
-    pattern = CUTS.get(splits_of(file.pre_tokenizer) or ())
+    pattern = CUTS.get(read_split_regexes(file.pre_tokenizer) or ())
     if pattern is None or file.model.type != "BPE" or not keeps_white_space(file.normalizer):
         return None
     if not all(map(knows, BYTES)):
@@ -105,14 +111,14 @@ def cuts(file: TokenizerFile, *, split_special: bool, knows: Callable[[str], boo
 
 
 def keeps_white_space(normalizer: dict[str, Any] | None) -> bool:
-    """Whether the normalizer is NFC or none: normalising the parts is then normalising the whole."""
+    """Whether the normalizer is NFC or absent: then normalising the parts gives the same as normalising the whole."""
     if normalizer is None or normalizer.get("type") == "NFC":
         return True
     return normalizer.get("type") == "Sequence" and all(map(keeps_white_space, normalizer.get("normalizers", [None])))
 
 
-def splits_of(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
-    """The regexes by which a byte-level pre-tokenizer isolates pieces; None if it does anything else."""
+def read_split_regexes(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
+    """The regexes with which a byte-level pre-tokenizer isolates pieces; None if it does anything else."""
     if pre_tokenizer is None:
         return None
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
@@ -127,5 +133,5 @@ def splits_of(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
 
 
 def isolates(split: dict[str, Any]) -> bool:
-    """Whether a Split makes each match of its regex, and what lies between matches, a piece of its own."""
+    """Whether a Split turns each match of its regex, and each text between two matches, into one piece."""
     return split.get("behavior") == "Isolated" and not split.get("invert") and "Regex" in split.get("pattern", {})

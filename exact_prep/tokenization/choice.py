@@ -1,4 +1,4 @@
-"""Which backend encodes a corpus, and with which special ids: decided once, in the parent process."""
+"""Chooses the backend and the special ids of a run: once, in the parent process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from exact_prep.errors import TokenizerError
+from exact_prep.records import canonical_json
 from exact_prep.records.manifest import TokenizerRecord
-from exact_prep.tokenization.backends import BackendName, Tokenizers, load, loading
-from exact_prep.tokenization.files import digest, parse, read
+from exact_prep.tokenization.backends import BackendName, Tokenizers, load, start_loading
+from exact_prep.tokenization.files import CONFIG, FILE, digest, parse, read
 from exact_prep.tokenization.parity import Parity, gate
 from exact_prep.tokenization.special_tokens import SpecialIds, resolve, resolve_for_ids
 
@@ -27,21 +28,22 @@ NOTHING = Parity(texts=0, bytes=0, differences=0)
 def choose(
     options: TokenizerOptions, sample: Sequence[str], *, path: Path | None, ids: bool = False
 ) -> TokenizerRecord:
-    """The tokenizer of a run: special ids, and the backend that is proven on the stress set and on `sample`.
+    """The tokenizer of a run: its special ids, and its backend after the parity check on the stress set and `sample`.
 
-    `sample` is about 1 MB of the corpus. `path` is the tokenizer.json (`locate`), None where a corpus that comes as
-    `ids` names no tokenizer. Raises TokenizerError if the tokenizer cannot be loaded, an id it needs cannot be told, or
-    the backend asked for is not the equal of the reference. Costs 0.3 to 1.7 CPU-s.
+    `sample` is about 1 MB of the corpus. `path` is the tokenizer.json (see `locate`); it may be None only if the corpus
+    comes as `ids`. Raises TokenizerError if the tokenizer cannot be loaded, a special id cannot be determined, or the
+    backend that the user asked for gives other ids than the reference. Costs 0.3 to 1.7 CPU-s.
     """
     if path is None:
         if not ids:
             raise TokenizerError("text needs a tokenizer; name one with --tokenizer")
-        return record_of(options, resolve_for_ids(options, None))
+        return make_record(options, resolve_for_ids(options, None))
     data = read(path)
     sha256 = digest(data)
     split_special = options.special_tokens_in_text != "special"
     if not ids and options.backend != "tokenizers":
-        loading("fastokens", path, sha256, split_special)  # it takes longer than the reference, and may begin
+        # Early and in the background: it takes longer to load than the reference.
+        start_loading("fastokens", path, sha256, split_special)
     reference = load("tokenizers", path, sha256, split_special=split_special)
     assert isinstance(reference, Tokenizers)
     vocabulary = reference.tokenizer.get_vocab(with_added_tokens=True)
@@ -50,11 +52,11 @@ def choose(
         raise TokenizerError(f"{path}: id {largest} does not fit in 32 bits")
     if ids:
         special = resolve_for_ids(options, vocabulary, path)
-        return record_of(options, special, sha256=sha256, vocab_size=largest + 1)
+        return make_record(options, special, sha256=sha256, vocab_size=largest + 1)
     special = resolve(options, path, vocabulary, reference.tokenizer)
     spellings = [token.content for token in parse(data, path).added_tokens]
-    backend, parity, fallback = decide(options, path, sha256, spellings, sample)
-    return record_of(
+    backend, parity, fallback = choose_backend(options, path, sha256, spellings, sample)
+    return make_record(
         options,
         special,
         sha256=sha256,
@@ -65,10 +67,10 @@ def choose(
     )
 
 
-def decide(
+def choose_backend(
     options: TokenizerOptions, path: Path, sha256: str, spellings: Sequence[str], sample: Sequence[str]
 ) -> tuple[BackendName, Parity, str | None]:
-    """The backend, what was compared, and why it is not the fast one if that was not ruled out by the user."""
+    """The backend, the result of the parity check, and why it fell back to the reference (None if it did not)."""
     if options.backend == "tokenizers":
         return "tokenizers", NOTHING, None
     split_special = options.special_tokens_in_text != "special"
@@ -92,7 +94,7 @@ def decide(
     return "tokenizers", parity, reason
 
 
-def record_of(
+def make_record(
     options: TokenizerOptions,
     special: SpecialIds,
     *,
@@ -102,7 +104,7 @@ def record_of(
     parity: Parity = NOTHING,
     fallback: str | None = None,
 ) -> TokenizerRecord:
-    """The record of a choice; without a backend nothing is encoded."""
+    """Make the record of a choice; without a backend, nothing is encoded."""
     return TokenizerRecord(
         name=options.tokenizer or "",
         sha256=sha256,
@@ -119,3 +121,19 @@ def record_of(
         parity_differences=parity.differences,
         fallback=fallback,
     )
+
+
+def make_tokenizer_files(path: Path, record: TokenizerRecord) -> dict[str, bytes]:
+    """What a dataset keeps of the tokenizer at `path`, by file name, so that `AutoTokenizer` loads it.
+
+    The tokenizer.json as it was used, and a tokenizer_config.json with EOS, BOS and padding as they were used. Raises
+    TokenizerError if the file is no longer the one in `record`.
+    """
+    data = read(path)
+    split_special = record.special_tokens_in_text != "special"
+    reference = load("tokenizers", path, record.sha256, split_special=split_special)
+    assert isinstance(reference, Tokenizers)
+    ids = {"eos_token": record.eos_id, "bos_token": record.bos_id, "pad_token": record.pad_id}
+    names = {role: None if own is None else reference.tokenizer.id_to_token(own) for role, own in ids.items()}
+    config = {**names, "clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
+    return {FILE: data, CONFIG: canonical_json(config)}

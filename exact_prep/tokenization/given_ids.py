@@ -1,4 +1,4 @@
-"""Documents that come as token ids: checked, BOS and EOS added where asked. Nothing is encoded."""
+"""Documents that come as token ids: check them, and add BOS and EOS if asked. Nothing is encoded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from exact_prep.batches import Rejected
 from exact_prep.errors import SourceError
-from exact_prep.tokenization.dressing import Dresser
+from exact_prep.tokenization.bos_eos import BosEosInserter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from exact_prep.records.manifest import TokenizerRecord
 
 
-class IdPasser:
-    """Passes on the ids of one task."""
+class IdChecker:
+    """Checks the ids of one task against the vocabulary and passes them on with BOS and EOS."""
 
     def __init__(self, record: TokenizerRecord, *, reject: bool) -> None:
         self._limit = record.vocab_size
-        """Ids are below this; 0 where no tokenizer tells."""
+        """Ids must be below this; 0 if no tokenizer is known."""
         self._reject = reject
-        self._dresser = Dresser(bos=record.bos_id, eos=record.eos_id)
+        self._inserter = BosEosInserter(bos=record.bos_id, eos=record.eos_id)
         self._held: list[np.ndarray] = []
-        """The end of a document that goes on in the next batch: one id, so that its last piece is never empty; all
-        of it where a document may yet be rejected."""
+        """The end of a document that continues in the next batch. One id is held so that the document's last piece is
+        never empty; the whole document is held if it may still be rejected."""
 
     def encode(self, batch: TextBatch) -> Iterator[TokenBatch]:
-        """One token batch, unless nothing is settled yet, or the batch only accounts for what was read."""
+        """Yield one token batch, or none if everything must be held until the next batch or there are no documents."""
         if batch.ids is None or batch.id_offsets is None:
             if batch.texts:
-                raise SourceError("a batch of text in a corpus of ids")
+                raise SourceError("a document is text in a corpus of ids; check --ids-field, or leave it out")
             return
         if self._reject and batch.continues and batch.records.size == 1:
             self._held.append(batch.ids)
@@ -44,12 +44,12 @@ class IdPasser:
             self._held = [ids[kept:]]
             ids, offsets = ids[:kept], np.append(offsets[:-1], kept)
         ids, offsets, records, rejected = self._checked(ids, offsets, batch.records)
-        dressed = self._dresser.dress(ids, offsets, records, continues=batch.continues, rejected=rejected)
-        if dressed is not None:
-            yield dressed
+        made = self._inserter.insert(ids, offsets, records, continues=batch.continues, rejected=rejected)
+        if made is not None:
+            yield made
 
     def _with_held(self, ids: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The batch with what is held of its first document put in front."""
+        """The batch with the held ids of its first document put in front."""
         if not self._held:
             return ids, offsets
         held = sum(part.size for part in self._held)
@@ -59,7 +59,7 @@ class IdPasser:
     def _checked(
         self, ids: np.ndarray, offsets: np.ndarray, records: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Rejected]]:
-        """Leave out, or refuse, documents with ids outside the vocabulary."""
+        """Reject documents with ids outside the vocabulary; raises SourceError for the first one unless `reject`."""
         wrong = np.flatnonzero((ids < 0) | (ids >= self._limit)) if self._limit else np.flatnonzero(ids < 0)
         if not wrong.size:
             return ids, offsets, records, []
@@ -77,8 +77,8 @@ class IdPasser:
         ]
         if not self._reject:
             raise SourceError(
-                f"{rejected[0].place}: {rejected[0].reason}; name the tokenizer that made the ids, "
-                "or leave such documents out with --on-error reject"
+                f"{rejected[0].place}: {rejected[0].reason}; pass the tokenizer that made the ids with --tokenizer, "
+                "or skip such documents with --on-error reject"
             )
         lengths = np.diff(offsets)
         usable = np.ones(lengths.size, bool)

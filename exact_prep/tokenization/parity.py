@@ -1,6 +1,7 @@
-"""Whether the fast library gives the ids of the reference: before the run (the gate) and during it (the inspector).
+"""Checks that the fast library gives the reference's ids: before the run (`gate`) and during it (`Inspector`).
 
-The reference is always right. A difference before the run makes the run use the reference; one during the run stops it.
+The reference is right by definition. A difference before the run makes the run use the reference. A difference during
+the run stops it.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ if TYPE_CHECKING:
     from exact_prep.tokenization.backends import Backend
 
 SAMPLE_CHARS = 1 << 20
-"""The gate looks at this much of the corpus."""
+"""The gate compares at most this much of the corpus."""
 
 WINDOW_CHARS = 1 << 15
-"""The inspector looks at the documents in a window of this size ..."""
+"""The inspector compares the documents in a window of this size ..."""
 STRIDE_CHARS = WINDOW_CHARS << 13
-"""... and one window begins in each stride: 1 character in 8192, and the reference is loaded once in 268 million."""
+"""... and there is one window per stride. So it compares 1 character in 8192, and a task loads the reference only if
+it reaches its first window (once in 268 million characters)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parity:
-    """What a comparison of both libraries found."""
+    """The result of comparing both libraries."""
 
     texts: int
     bytes: int
@@ -38,16 +40,16 @@ class Parity:
     differences: int
     """Texts whose ids differ."""
     first: str = ""
-    """Where the first difference is."""
+    """Describes the first difference."""
 
 
 def gate(fast: Backend, reference: Backend, *, spellings: Sequence[str], sample: Sequence[str]) -> Parity:
     """Compare both libraries on the stress set and on the beginning of `sample`."""
-    return compare(fast, reference, [*stress_texts(spellings), *beginning(sample)])
+    return compare(fast, reference, [*stress_texts(spellings), *take_beginning(sample)])
 
 
-def beginning(sample: Sequence[str]) -> list[str]:
-    """At most SAMPLE_CHARS characters, of each text at most a piece."""
+def take_beginning(sample: Sequence[str]) -> list[str]:
+    """The first SAMPLE_CHARS characters of the sample, at most PIECE_CHARS of each text."""
     taken: list[str] = []
     room = SAMPLE_CHARS
     for text in sample:
@@ -86,7 +88,7 @@ def compare(fast: Backend, reference: Backend, texts: Sequence[str]) -> Parity:
 
 
 def describe(text: str, ids: np.ndarray, right: np.ndarray) -> str:
-    """One line about a text that two libraries encode differently."""
+    """Describe, in one line, how two libraries encode a text differently."""
     shorter = min(ids.size, right.size)
     unequal = np.flatnonzero(ids[:shorter] != right[:shorter])
     token = int(unequal[0]) if unequal.size else shorter
@@ -95,9 +97,9 @@ def describe(text: str, ids: np.ndarray, right: np.ndarray) -> str:
 
 
 class Inspector:
-    """Compares some of what a task encodes with the reference.
+    """Compares some of the texts that a task encodes with the reference.
 
-    Which texts depends on the task's number and on the lengths of its texts alone, not on how they are batched.
+    The choice of texts depends only on the task's number and on the lengths of its texts, not on how they are batched.
     """
 
     def __init__(self, fast: Backend, load_reference: Callable[[], Backend], *, task: int) -> None:
@@ -110,30 +112,31 @@ class Inspector:
         self._next = int.from_bytes(seed[:8]) % STRIDE_CHARS
         """Where the next window begins, in characters from the task's start."""
 
-    def look(
+    def inspect(
         self, texts: Sequence[str], ends: np.ndarray, ids: np.ndarray, offsets: np.ndarray
     ) -> tuple[int, str] | None:
-        """Take note of encoded texts, compare those in a window; the index of one that differs and a line about it.
+        """Compare those of the encoded texts that lie in a window.
 
-        `ends[D]` are the texts' ends in characters, counted from the first of `texts`.
+        Returns the index of a text that differs and a line that describes it; None if all agree. `ends[D]` are the
+        texts' ends in characters, counted from the start of `texts[0]`.
         """
         start, self._position = self._position, self._position + int(ends[-1])
         while self._next < self._position:
             first = int(np.searchsorted(ends, self._next - start, side="right"))
             last = int(np.searchsorted(ends, self._next + WINDOW_CHARS - start, side="left"))
             for index in range(first, min(last + 1, len(texts))):
-                found = self._inspect(texts[index], ids[offsets[index] : offsets[index + 1]])
+                found = self._compare(texts[index], ids[offsets[index] : offsets[index + 1]])
                 if found:
                     return index, found
             if last >= len(texts):
-                # The window goes on in the texts to come: what is left of it is all that is looked at there.
+                # The window extends into the texts of the next call, which compares the rest of it.
                 break
             self._next += STRIDE_CHARS
         return None
 
-    def _inspect(self, text: str, ids: np.ndarray) -> str | None:
+    def _compare(self, text: str, ids: np.ndarray) -> str | None:
         if len(text) > PIECE_CHARS:
-            # A document that cannot be cut: the reference would need too long, so both encode its beginning.
+            # A document that cannot be cut. The reference would take too long, so both encode only its beginning.
             text = text[:PIECE_CHARS]
             ids, _ = self._fast.encode([text])
         right, _ = self._load_reference().encode([text])

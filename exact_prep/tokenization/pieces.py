@@ -1,7 +1,7 @@
-"""Documents as the pieces of text that are encoded: short ones whole, long ones cut. No ids here.
+"""Splits documents into the pieces of text that are encoded: a short document is one piece, a long one is cut. No ids.
 
-The pieces of a document depend on its characters alone, not on how a source fragmented it, and finding them takes time
-linear in the text even where there is nothing to cut at.
+The pieces of a document depend only on its characters, not on the fragments in which a source delivered it. Finding
+them takes time linear in the text, even if there is no place to cut.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import re
 
 PIECE_CHARS = 1 << 16
-"""Characters up to which a text is encoded in one call: `tokenizers` takes 100 bytes of memory for each."""
+"""The most characters to encode in one call, if a cut is possible: `tokenizers` takes 100 bytes of memory for each."""
 
 
-class Cutter:
-    """Collects the fragments of one document and hands out its pieces."""
+class Splitter:
+    """Takes the fragments of one document after another and returns the document's pieces."""
 
     def __init__(self, cuts: re.Pattern[str] | None) -> None:
-        """`cuts` matches up to a place where a text may be cut; without it every document is one piece."""
+        """Matches of `cuts` end where a text may be cut; without `cuts` every document is one piece."""
         self._cuts = (re.compile(f"(?s:.*)(?:{cuts.pattern})"), cuts) if cuts else None
         self._held: list[str] = []
         self._length = 0
         self._sought: re.Pattern[str] | None = None
-        """What to look for in the next fragment: set while more than a piece is held and there is no cut in it."""
+        """What to search for in the next fragment: set while more than a piece is held and no cut was found in it."""
 
-    def take(self, fragment: str, *, last: bool) -> list[str]:
-        """The pieces that are settled once `fragment` has come; none is empty. What is `last` settles everything."""
+    def split(self, fragment: str, *, last: bool) -> list[str]:
+        """The pieces that are complete after `fragment`; none is empty. With `last` the document ends here."""
         pieces: list[str] = []
         if self._sought:
             fragment = self._seek(self._sought, fragment, pieces)
@@ -38,10 +38,10 @@ class Cutter:
         return pieces
 
     def _cut(self, within: re.Pattern[str], after: re.Pattern[str], text: str, pieces: list[str]) -> None:
-        """Cut `text` at the last place within each PIECE_CHARS, or at the first one after them; hold the rest."""
+        """Cut `text` at the last possible place within each PIECE_CHARS, else at the first one after; hold the rest."""
         start = 0
         while len(text) - start > PIECE_CHARS:
-            # One character more is seen, never taken: cuts are places before a character.
+            # Match with one more character, because a cut depends on the character after it.
             stop = start + PIECE_CHARS
             found = within.match(text, start, stop + 1) or after.search(text, stop)
             if found is None:
@@ -52,7 +52,7 @@ class Cutter:
         self._sought = after if self._length > PIECE_CHARS else None
 
     def _seek(self, cuts: re.Pattern[str], fragment: str, pieces: list[str]) -> str:
-        """Look for a cut in `fragment` and at its seam alone; returns the part of it that is left to be held."""
+        """Search for a cut in `fragment` and where it joins the held text; returns the part of it still to be held."""
         found = cuts.search(self._held[-1][-1] + fragment)
         if found is None:
             return fragment

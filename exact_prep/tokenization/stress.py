@@ -1,4 +1,4 @@
-"""Texts made to tell two tokenizer libraries apart: the same for every run. Nothing is encoded here.
+"""Texts that expose differences between two tokenizer libraries, the same in every run. Nothing is encoded here.
 
 About 520 KB; the reference takes 0.2 s for them.
 """
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 WHITE_SPACE = [chr(c) for c in (*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, 0x180E, *range(0x2000, 0x2010))]
 WHITE_SPACE += [chr(c) for c in (0x2028, 0x2029, 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF)]
-"""White space, and the characters that some table or other takes for it."""
+"""White space, and the characters that some Unicode version or library counts as white space."""
 
 CONTEXTS = ("a{}", " {}", "{}1", "'{}", "{}\n", "{}s ", ".{}", "\n{}e\u0301")
-"""What surrounds a character decides which class of a regex it falls in; characters take turns."""
+"""Surroundings of a character, used in turn: they decide which part of a regex matches it."""
 
 PROSE = (
     "It's the year's end; they'll say I'm WE'RE YOU'LL He'D it\u2019s they\u2018re DON'T o'clock 'tis 's 'S 'sa 'llama 'l 're'",
@@ -50,7 +50,7 @@ def stress_texts(spellings: Sequence[str]) -> Iterator[str]:
 
 
 def characters() -> Iterator[str]:
-    """Every code point of the basic plane once, a seventh of plane 1 and all emoji and tags, in changing contexts."""
+    """Every code point of the basic plane, every seventh of plane 1, and all emoji and tags, in changing contexts."""
     planes = chain(
         (c for c in range(0x10000) if not 0xD800 <= c <= 0xDFFF),
         range(0x10000, 0x1F000, 7),
@@ -65,7 +65,7 @@ def characters() -> Iterator[str]:
 
 
 def white_space() -> Iterator[str]:
-    """Runs of every length and kind of white space, and mixtures, between every class of neighbour."""
+    """Runs of every length and kind of white space, and mixtures of kinds, between every class of neighbour."""
     for kind in WHITE_SPACE:
         yield "".join(f"{head}{kind * n}{tail}" for n in (1, 2, 3) for head, tail in zip("a.1中", "b,2文", strict=True))
     for kind in (" ", "\t", "\n", "\r\n", "\u3000", " \n", "\n ", "\t "):
@@ -78,7 +78,7 @@ def white_space() -> Iterator[str]:
 
 
 def repeats() -> Iterator[str]:
-    """One character over and over, words that never end, and periods that line up with nothing."""
+    """Repeated characters, very long words, and repeating patterns whose period is not a power of two."""
     for character in "a0 -=#._*/\\'\"~한中é\u0301😀\u200d\n\t":
         yield " ".join(character * n for n in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 255, 256, 257, 300))
     yield "".join(chr(97 + i * i % 26) for i in range(3000))
@@ -90,7 +90,7 @@ def repeats() -> Iterator[str]:
 
 
 def combining() -> Iterator[str]:
-    """Composed and decomposed twins, marks in and out of order, jamo, and marks where no letter is."""
+    """Composed and decomposed forms of the same characters, marks in and out of order, jamo, and marks without a letter."""
     marks = "\u0300\u0301\u0323\u0327\u0338\u0345\u05b0\u064e\u093c\u0e49\u3099\u20d0\ufe0f"
     yield "".join(a + b + c + " " for a, (b, c) in product("aEoZ ㄱ/か=", product(marks[:6], marks)))
     yield " ".join(marks) + "".join(marks) + "\n" + marks
@@ -101,7 +101,7 @@ def combining() -> Iterator[str]:
 
 
 def spelled(spellings: Sequence[str]) -> Iterator[str]:
-    """Added tokens whole, in part, in the wrong case, next to each other and to every class of neighbour."""
+    """Added tokens: complete, partial, in the wrong case, next to each other and next to every class of neighbour."""
     few = list(spellings) if len(spellings) <= 48 else [*spellings[:24], *spellings[-24:]]
     yield "".join(spellings)
     yield " ".join(spellings)

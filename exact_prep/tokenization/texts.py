@@ -1,4 +1,4 @@
-"""Documents that come as text: pieces, ids, token batches. One `TextEncoder` per task, in a worker."""
+"""Documents that come as text: split into pieces, encode, make token batches. One `TextEncoder` per task."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from exact_prep.batches import Rejected
 from exact_prep.errors import SourceError, TokenizerError
 from exact_prep.tokenization.backends import load
-from exact_prep.tokenization.boundaries import load_cuts
-from exact_prep.tokenization.dressing import Dresser
+from exact_prep.tokenization.bos_eos import BosEosInserter
+from exact_prep.tokenization.boundaries import load_cut_pattern
 from exact_prep.tokenization.files import parse, read
 from exact_prep.tokenization.parity import Inspector
-from exact_prep.tokenization.pieces import PIECE_CHARS, Cutter
+from exact_prep.tokenization.pieces import PIECE_CHARS, Splitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exact_prep.records.options import TokenizerOptions
 
 BATCH_CHARS = 1 << 20
-"""Characters per token batch, about: 0.05 s of work for the fast library, 0.4 s for the reference."""
+"""About this many characters per token batch: 0.05 s of work for the fast library, 0.4 s for the reference."""
 
 
 class TextEncoder:
@@ -59,17 +59,17 @@ class TextEncoder:
                 ),
                 task=task,
             )
-        self._dresser = Dresser(bos=record.bos_id, eos=record.eos_id)
-        self._cutter = Cutter(load_cuts(path, split_special=split_special, knows=self._backend.knows))
-        self._refused = spelling(path) if options.special_tokens_in_text == "error" else None
-        self._collector = Cutter(None)
+        self._inserter = BosEosInserter(bos=record.bos_id, eos=record.eos_id)
+        self._splitter = Splitter(load_cut_pattern(path, split_special=split_special, knows=self._backend.knows))
+        self._forbidden = compile_special_tokens(path) if options.special_tokens_in_text == "error" else None
+        self._collector = Splitter(None)
         self._reject = reject
         self._name = name
         self._open = False
-        """Whether the first text to come goes on with a document begun earlier."""
+        """Whether the first text of the next batch continues an unfinished document."""
 
     def encode(self, batch: TextBatch) -> Iterator[TokenBatch]:
-        """Token batches of about BATCH_CHARS characters; nothing if no piece of the batch is settled yet."""
+        """Yield token batches of about BATCH_CHARS characters; none if no piece of the batch is complete yet."""
         texts, records, rejected = self._pieces(batch)
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         starts = np.cumsum(lengths) - lengths
@@ -82,27 +82,27 @@ class TextEncoder:
                 continues = records[high] == records[high - 1]
             else:
                 continues = batch.continues and high > 0 and records[high - 1] == batch.records[-1]
-            dressed = self._dresser.dress(
+            made = self._inserter.insert(
                 ids,
                 offsets[np.append(firsts, some.size)],
                 some[firsts],
                 continues=bool(continues),
                 rejected=() if high < len(texts) else rejected,
             )
-            if dressed is not None:
-                yield dressed
+            if made is not None:
+                yield made
 
     def _pieces(self, batch: TextBatch) -> tuple[list[str], np.ndarray, list[Rejected]]:
-        """Pieces ready to be encoded, the record each belongs to, and what is left out.
+        """Pieces ready to be encoded, the record that each belongs to, and the rejected documents.
 
-        Short documents are passed on as they came, a slice of the list at a time.
+        Short documents are passed on unchanged, one slice of the list at a time.
         """
         last = len(batch.texts) - 1
         unusual = [
             index
             for index, text in enumerate(batch.texts)
             if len(text) > PIECE_CHARS
-            or self._refused
+            or self._forbidden
             or (index == 0 and self._open)
             or (index == last and batch.continues)
         ]
@@ -117,29 +117,29 @@ class TextEncoder:
         for index in unusual:
             texts += batch.texts[done:index]
             ends = index < last or not batch.continues
-            pieces = self._take(batch.texts[index], int(batch.records[index]), rejected, ends=ends)
+            pieces = self._split(batch.texts[index], int(batch.records[index]), rejected, ends=ends)
             counts[index] = len(pieces)
             texts += pieces
             done = index + 1
         return texts + batch.texts[done:], np.repeat(batch.records, counts), rejected
 
-    def _take(self, text: str, record: int, rejected: list[Rejected], *, ends: bool) -> list[str]:
-        """The settled pieces of a long or fragmented document; at its end at least one, which may be empty."""
-        if self._refused:
-            # Nothing of a document is encoded before all of it is known to be usable.
-            text = "".join(self._collector.take(text, last=ends))
+    def _split(self, text: str, record: int, rejected: list[Rejected], *, ends: bool) -> list[str]:
+        """The complete pieces of a long or fragmented document; at its end at least one, which may be empty."""
+        if self._forbidden:
+            # Encode no part of a document before the whole document is known to be usable.
+            text = "".join(self._collector.split(text, last=ends))
             if not ends:
                 return []
-            reason = refusal(self._refused, text)
+            reason = explain_refusal(self._forbidden, text)
             if reason and not self._reject:
                 raise SourceError(
-                    f"{self._name(record)}: {reason};\n--special-tokens-in-text text takes it for plain text, "
-                    "--on-error reject leaves the document out"
+                    f"{self._name(record)}: {reason};\nencode it as plain text with --special-tokens-in-text text, "
+                    "or skip such documents with --on-error reject"
                 )
             if reason:
                 rejected.append(Rejected(source="", place=f"record {record}", reason=reason, record=record))
                 return []
-        pieces = self._cutter.take(text, last=ends)
+        pieces = self._splitter.split(text, last=ends)
         return pieces or ([""] if ends else [])
 
     def _encode(self, texts: list[str], lengths: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +152,7 @@ class TextEncoder:
                 f"{self._name(int(records[0]))} or after it: {self._backend.name} failed: {error};\n{REMEDY}"
             ) from error
         if self.inspector is not None:
-            found = self.inspector.look(texts, np.cumsum(lengths), ids, offsets)
+            found = self.inspector.inspect(texts, np.cumsum(lengths), ids, offsets)
             if found is not None:
                 index, what = found
                 raise TokenizerError(
@@ -164,15 +164,15 @@ class TextEncoder:
 REMEDY = "run again with --tokenizer-backend tokenizers"
 
 
-def spelling(path: Path) -> re.Pattern[str] | None:
-    """A regex that finds the spelling of any special token, longest first; None if there is no special token."""
+def compile_special_tokens(path: Path) -> re.Pattern[str] | None:
+    """A regex that finds any special token spelled in text, longest first; None if there are no special tokens."""
     contents = [token.content for token in parse(read(path), path).added_tokens if token.special and token.content]
     if not contents:
         return None
     return re.compile("|".join(map(re.escape, sorted(contents, key=len, reverse=True))))
 
 
-def refusal(refused: re.Pattern[str], text: str) -> str | None:
-    """Why a document cannot be used where text must not spell special tokens; None if it can."""
-    found = refused.search(text)
+def explain_refusal(forbidden: re.Pattern[str], text: str) -> str | None:
+    """Why a document is unusable if text must not spell special tokens; None if it is usable."""
+    found = forbidden.search(text)
     return f"the text spells the special token {found[0]!r} at character {found.start()}" if found else None

@@ -1,16 +1,32 @@
-"""Paired training: runs that differ only in the per-token weight, with the controls that such a claim needs.
+"""`exact-prep validate`: trains models that differ only in the per-token weights, with controls, and compares them.
 
-    synthetic, corpus   data as batches: key-value recall, or a dataset that exact-prep packed
-    model, attention    the small decoder, attention inside segments
-    huggingface         a causal LM from disk instead
-    arms, train         what differs between runs, and the training that does not
-    probes, ruler       held-out loss by bucket, recall by distance, evidence ablation; a RULER-style suite
-    nolima, harness     NoLiMa from the user's copy; tasks of lm-evaluation-harness
-    plan, experiment    what is run: bases, arms and seeds; how: run by run, restartable
-    measures            what is measured on a trained model
-    compare, results    paired differences with intervals, and how they are read
-    plots               one line per arm
+Read the files in this order.
 
-The reading was decided before any run: EXACT helps only where it beats both `uniform` and `lr` at contexts or distances
-in the tail, with a 95 % interval over seeds that excludes zero.
+    What is run
+        tiers              three sizes of experiment: smoke, example, gpu
+        arms               the arms: uniform, exact, and the controls
+        jobs               an Experiment (what the user asked for) and its Jobs (one base or arm, with one seed)
+        experiment         runs the jobs, continues after an interruption, writes results.json
+    Data
+        training_batches   Batch, what a training step sees; Stream, what every data source offers
+        synthetic_data     key-value recall, generated
+        packed_data        a dataset that exact-prep packed and weighed
+    Model and training
+        decoder            the small decoder
+        attention          its attention inside segments
+        huggingface_model  a Hugging Face causal LM from disk instead
+        training           the training loop, the same for all arms
+    What is measured on a trained model
+        measurements       decides which of these run, and runs them
+        probes             held-out loss by bucket, recall by distance, evidence ablation
+        ruler              a RULER-style suite for models that read text
+        nolima             NoLiMa's needles, from the user's copy
+        harness            tasks of lm-evaluation-harness
+    What comes out
+        differences        paired differences between arms, with intervals, and how to read them
+        results            the records in results.json
+        plots              the plots, one line per arm
+
+The rule for reading the results was set before any run: EXACT helps only where it beats both `uniform` and `lr`, at
+contexts or distances in the tail, with a 95 % interval over seeds that excludes zero.
 """

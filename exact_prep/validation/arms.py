@@ -1,15 +1,15 @@
-"""Arms: runs that differ in one thing. Same start, same batches in the same order, same everything else.
+"""The arms of an experiment: runs that differ in one thing only. They share the initial model and the order of batches.
 
-    uniform    every supervised target weighs 1
-    exact      EXACT weights: extra supervision alpha for the tail, more for its rarer buckets
-    flat       the same extra, spread evenly over the tail (gamma 0)
-    mirror     the same extra mass, on the targets below the tail
-    permuted   the same weights, at random places
+    uniform    every supervised target has weight 1
+    exact      EXACT weights: extra supervision alpha for the tail, more of it for rarer buckets
+    flat       the same extra supervision, spread evenly over the tail (gamma 0)
+    mirror     the same extra supervision, on the targets below the tail
+    permuted   the same weights, at random positions
     lr         uniform, learning rate x 1.05
     steps      uniform, 5 % more steps (and data)
-    null       uniform with weights perturbed by 1e-4: the noise of a paired comparison
+    null       uniform, with weights perturbed by 1e-4: the noise of a paired comparison
 
-`exact@1` is `exact` at alpha 1, and so for every arm that has weights.
+`exact@1` is `exact` at alpha 1. Every arm that has weights accepts @ALPHA.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import numpy as np
 import torch
 
 from exact_prep.errors import UsageError
-from exact_prep.weighing.exposure import Exposure, bucket_edges
-from exact_prep.weighing.weights import WeightOptions, weight_table
+from exact_prep.records.options import WeightOptions
+from exact_prep.weighing.context import bucket_edges
+from exact_prep.weighing.exposure import Exposure
+from exact_prep.weighing.weights import weight_table
 
 if TYPE_CHECKING:
-    from exact_prep.validation.batches import Batch
+    from exact_prep.validation.training_batches import Batch
     from exact_prep.weighing.weights import WeightTable
 
 NAMES = ("uniform", "exact", "flat", "mirror", "permuted", "lr", "steps", "null")
@@ -46,7 +48,7 @@ class Arm:
     steps_factor: float = 1.0
 
     def weights(self, batch: Batch, contexts: torch.Tensor, step: int) -> torch.Tensor:
-        """Weights of a batch's targets, float32[T]; 0 where nothing is supervised. `contexts[T]` are left contexts."""
+        """Weights of a batch's targets, float32[T]; 0 for unsupervised ones. `contexts[T]` are left contexts, int64."""
         weights = self.lut.to(contexts.device)[contexts] * batch.supervised
         if self.permuted or self.noise:
             places = batch.supervised.nonzero()[:, 0]
@@ -61,18 +63,22 @@ class Arm:
 
 
 def make_arm(name: str, exposure: Exposure, seq_len: int, tail_from: int, *, exact: WeightTable | None = None) -> Arm:
-    """The arm called `name`. Raises UsageError.
+    """Make the arm called `name`. Raises UsageError.
 
-    `exact` is a dataset's own table: it replaces the paper's defaults, of the controls too, which move as much mass.
+    `exact` is a dataset's own weight table. It replaces the paper's defaults, also for the controls, so that they move
+    as much supervision.
     """
     kind, _, amount = name.partition("@")
     if kind not in NAMES or (amount and kind not in WEIGHTED):
-        raise UsageError(f"there is no arm {name!r}; arms are {', '.join(NAMES)}, weighted ones also as exact@1")
+        raise UsageError(
+            f"there is no arm {name!r}; arms are {', '.join(NAMES)}; "
+            f"{', '.join(WEIGHTED)} also accept an alpha, such as exact@1"
+        )
     own = WeightOptions(tail_from=tail_from) if exact is None else exact.options
     try:
         alpha = float(amount) if amount else own.alpha if exact is None else exact.extra
     except ValueError:
-        raise UsageError(f"{name!r}: what follows @ is alpha, a number such as exact@1") from None
+        raise UsageError(f"{name!r}: the part after @ must be a number, alpha, as in exact@1") from None
     gamma = 0.0 if kind == "flat" else own.gamma
     options = WeightOptions(tail_from=tail_from, alpha=alpha, gamma=gamma, eps=own.eps)
     table = exact if exact is not None and kind in ("exact", "permuted") and not amount else None
@@ -82,7 +88,7 @@ def make_arm(name: str, exposure: Exposure, seq_len: int, tail_from: int, *, exa
         case "exact" | "flat" | "permuted":
             lut = table.lut(seq_len)
         case "mirror":
-            lut = mirror(exposure, options).lut(seq_len)
+            lut = make_mirror_table(exposure, options).lut(seq_len)
         case _:
             lut = uniform
     return Arm(
@@ -95,8 +101,8 @@ def make_arm(name: str, exposure: Exposure, seq_len: int, tail_from: int, *, exa
     )
 
 
-def mirror(exposure: Exposure, options: WeightOptions) -> WeightTable:
-    """The same extra mass on the buckets below the tail, by the same inverse frequency."""
+def make_mirror_table(exposure: Exposure, options: WeightOptions) -> WeightTable:
+    """The weights that give the same extra supervision to the buckets below the tail, by inverse frequency as well."""
     below = bucket_edges(exposure.counts.size)[:-1] < options.tail_from
     short, tail = exposure.counts[below].sum(), exposure.counts[~below].sum()
     reflected = Exposure(counts=np.where(below, exposure.counts, 0), segments=exposure.segments)

@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness on any model of an experiment. Needs the extra `lm-eval`.
 
-Scores by log-likelihood and greedy text alone, one document a time: what the harness asks for, no more.
+Only log-likelihoods and greedy generation are supported, one document at a time.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from exact_prep.validation.ruler import Codec
 
 MAX_NEW_TOKENS = 64
-"""Where a task does not say."""
+"""Used if a task does not set a limit."""
 
 
 def evaluate(model: nn.Module, codec: Codec, tasks: list[Any], device: str = "cpu", **options: Any) -> dict[str, float]:
-    """Every numeric metric of `tasks` (names the harness knows, or Task objects), as `harness TASK METRIC`.
+    """Every numeric metric of `tasks` (names of harness tasks, or Task objects), as `harness TASK METRIC`.
 
-    `options` go to `lm_eval.simple_evaluate`. Raises UsageError if the harness is not installed or knows no such task.
+    `options` are passed to `lm_eval.simple_evaluate`. Raises UsageError if the harness is not installed or does not
+    know a task.
     """
-    lm_eval = imported()
+    lm_eval = import_harness()
     try:
-        found = lm_eval.simple_evaluate(adapter(model, codec, device), tasks=tasks, bootstrap_iters=0, **options)
+        found = lm_eval.simple_evaluate(make_adapter(model, codec, device), tasks=tasks, bootstrap_iters=0, **options)
     except (KeyError, ValueError) as error:
         raise UsageError(f"lm-evaluation-harness cannot run {', '.join(map(str, tasks))}: {error}") from error
     return {
@@ -38,8 +39,8 @@ def evaluate(model: nn.Module, codec: Codec, tasks: list[Any], device: str = "cp
     }
 
 
-def imported() -> Any:
-    """The harness; raises UsageError."""
+def import_harness() -> Any:
+    """Import `lm_eval`; raises UsageError if it is not installed."""
     try:
         import lm_eval
     except ImportError:
@@ -47,8 +48,8 @@ def imported() -> Any:
     return lm_eval
 
 
-def adapter(model: nn.Module, codec: Codec, device: str) -> Any:
-    """An `lm_eval.api.model.LM` over a model that maps ids[T] in segments to logits[T, V]."""
+def make_adapter(model: nn.Module, codec: Codec, device: str) -> Any:
+    """Make an `lm_eval.api.model.LM` from a model that maps ids[T] in segments to logits[T, V]."""
     from lm_eval.api.model import LM
 
     class Adapter(LM):
@@ -56,7 +57,7 @@ def adapter(model: nn.Module, codec: Codec, device: str) -> Any:
             return [self.score(*request.args) for request in requests]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            # A document's first token is predicted from nothing, in training too: it is not scored.
+            # A document's first token is not scored: nothing comes before it, and in training it carries no loss.
             return [self.score("", *request.args)[0] for request in requests]
 
         def generate_until(self, requests: list[Any]) -> list[str]:
@@ -64,7 +65,7 @@ def adapter(model: nn.Module, codec: Codec, device: str) -> Any:
 
         @torch.no_grad()
         def score(self, context: str, continuation: str) -> tuple[float, bool]:
-            # As the harness does it: a space at the seam belongs to the continuation, and the two are encoded as one.
+            # As in the harness: white space between the two belongs to the continuation, and both are encoded as one.
             kept = context.rstrip()
             given = len(codec.encode(kept))
             ids = codec.encode(context + continuation)

@@ -1,11 +1,11 @@
-"""Two pictures of an experiment: loss by effective context, and what evidence is worth by distance; a line per arm."""
+"""Plots an experiment: loss by effective context, gain and recall by distance of the evidence; one line per arm."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from exact_prep.errors import UsageError
-from exact_prep.validation.compare import place_of
+from exact_prep.validation.differences import parse_distance
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ CONTROLS = {"lr": "#2b8a3e", "steps": "#66a80f"}
 
 
 def plot(results: Results, path: Path) -> None:
-    """Write the picture to `path`; its suffix decides the format (.png, .svg). Raises UsageError without matplotlib."""
+    """Write the plots to `path`; its suffix sets the format (.png, .svg). Raises UsageError without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -34,7 +34,7 @@ def plot(results: Results, path: Path) -> None:
     panels = [panel for panel in PANELS if panel[0] in kinds]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.4), squeeze=False)
     for axis, (kind, title, label) in zip(axes[0], panels, strict=True):
-        draw(axis, results, kind)
+        draw_panel(axis, results, kind)
         axis.set_title(title, fontsize=11, loc="left")
         axis.set_ylabel(label, fontsize=9)
     axes[0][0].legend(fontsize=8, frameon=False)
@@ -43,8 +43,8 @@ def plot(results: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
-def draw(axis: Any, results: Results, kind: str) -> None:
-    """Lines of one kind of measure, with their 95 % intervals; the tail is shaded."""
+def draw_panel(axis: Any, results: Results, kind: str) -> None:
+    """Draw one kind of measure: a line per arm with its 95 % interval; the tail is shaded."""
     farthest = 0
     for arm in results.arms:
         points = (
@@ -54,7 +54,7 @@ def draw(axis: Any, results: Results, kind: str) -> None:
                 if d.arm == arm
                 and d.against == "uniform"
                 and d.measure.startswith(f"{kind} ")
-                and (place := place_of(d.measure)) is not None
+                and (place := parse_distance(d.measure)) is not None
             )
             if arm != "uniform"
             else []

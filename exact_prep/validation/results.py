@@ -1,4 +1,4 @@
-"""What an experiment found, as records: runs, paired differences, readings. `results.json` is this.
+"""The records in `results.json`: settings, runs, paired differences, readings.
 
 `python -m exact_prep.validation.results DIR` writes its JSON Schema.
 """
@@ -15,23 +15,23 @@ SCHEMA = "results.schema.json"
 
 
 class Settings(Record):
-    """What all runs of an experiment share; `experiment.json`, written before anything else."""
+    """The settings that all runs of an experiment share; written to `experiment.json` before anything else."""
 
     tool_version: str
     tier: str
     data: str
-    """`synthetic`, or a packed dataset."""
+    """`synthetic`, or the directory of a packed dataset."""
     data_checksum: str
-    """Of the dataset's weights.json, which names its tokens too; empty for synthetic data."""
+    """Checksum of the dataset's weights.json, which also identifies its tokens; empty for synthetic data."""
     model: str
-    """`small`, or a model directory."""
+    """`small`, or the directory of a model."""
     device: str
     nolima: str
     """Directory of the NoLiMa needle set; empty without it."""
     harness: str = ""
     """Tasks of lm-evaluation-harness, joined by commas."""
     sizes: dict[str, int | float]
-    """Of models, rows and schedules."""
+    """Sizes of models, rows and schedules."""
 
 
 class Run(Record):
@@ -48,21 +48,21 @@ class Run(Record):
 
 
 class Difference(Record):
-    """An arm less another, paired by seed."""
+    """One arm minus another, for one measure, paired by seed."""
 
     arm: str
     against: str
     measure: str
     mean: float
     low: float
-    """Lower end of the 95 % t-interval over seeds; equal to the mean with one seed, which has none."""
+    """Lower end of the 95 % t-interval over seeds; equal to the mean if there is only one seed, thus no interval."""
     high: float
     seeds: int
     reading: Literal["better", "worse", "shows nothing", "one seed"]
 
 
 class Reading(Record):
-    """Whether an EXACT arm is said to help, by the rule decided before the run."""
+    """Whether an EXACT arm helps at one measure, by the rule set before the run."""
 
     arm: str
     measure: str
@@ -71,7 +71,7 @@ class Reading(Record):
 
 
 class Results(Record):
-    """An experiment."""
+    """The results of an experiment."""
 
     format_version: Literal[1] = 1
     settings: Settings
@@ -88,7 +88,7 @@ class Results(Record):
 
 
 def schema_file() -> bytes:
-    """JSON Schema of results.json, as committed in `schemas/`."""
+    """The JSON Schema of results.json, as committed in `schemas/`."""
     schema = Results.model_json_schema(mode="serialization")
     return canonical_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
 

@@ -1,13 +1,14 @@
-"""A RULER-style suite made offline, for models that read text. Definitions: Hsieh et al. 2024, arXiv 2404.06654.
+"""A RULER-style suite for models that read text, generated offline. Definitions: Hsieh et al. 2024, arXiv 2404.06654.
 
     niah_single     one needle in repeated noise
-    niah_multikey   the haystack is needles, one is asked for
-    vt              variable tracking: which variables hold a value, through a chain of four assignments
+    niah_multikey   the haystack consists of needles, the question asks for one
+    vt              variable tracking: which variables have a value, through a chain of four assignments
     cwe             common words: ten words occur 30 times each, the others 3 times
-    fwe             frequent words: coded words with a Zeta(2) distribution, the three most frequent are asked for
+    fwe             frequent words: coded words with a Zeta(2) distribution; the question asks for the top three
 
-Each is as long as fits into `length` tokens with its answer. Scored by match (share of the answers in what the model
-says, case aside) and by the log-probability of the answer, which a small model has long before it says it.
+Each item is as long as fits into `length` tokens together with its answer. There are two scores: `match`, the share of
+answers in the text that the model generates (ignoring case), and `logp`, the log-probability of the answer. A small
+model improves `logp` long before it generates the answer.
 """
 
 from __future__ import annotations
@@ -28,35 +29,35 @@ SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "
 
 
 class Codec(Protocol):
-    """A tokenizer, as much of it as is needed."""
+    """The part of a tokenizer that the suite needs."""
 
     def encode(self, text: str) -> list[int]:
         """Ids without special tokens."""
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids."""
+        """The text of ids."""
         ...
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question."""
+    """One question with its answers."""
 
     prompt: str
     answers: tuple[str, ...]
 
 
 class Maker(Protocol):
-    """Makes an item that grows with `size` >= 1, without end."""
+    """Makes an item whose length grows with `size` >= 1, without limit."""
 
     def __call__(self, rng: np.random.Generator, size: int, /) -> Item:
-        """The same item for the same random state and size."""
+        """The same random state and size give the same item."""
         ...
 
 
-def words(rng: np.random.Generator, count: int) -> list[str]:
-    """`count` different words: of three syllables, of more where those would soon be used up."""
+def draw_words(rng: np.random.Generator, count: int) -> list[str]:
+    """`count` different words of three syllables, or of more if `count` is large."""
     syllables = 3
     while len(SYLLABLES) ** syllables < 3 * count:
         syllables += 1
@@ -66,14 +67,14 @@ def words(rng: np.random.Generator, count: int) -> list[str]:
     return list(found)
 
 
-def number(rng: np.random.Generator) -> str:
+def draw_number(rng: np.random.Generator) -> str:
     """A number of seven digits."""
     return str(rng.integers(10**6, 10**7))
 
 
 def niah_single(rng: np.random.Generator, size: int) -> Item:
     """One needle among `size` sentences of noise."""
-    key, value = words(rng, 1)[0], number(rng)
+    key, value = draw_words(rng, 1)[0], draw_number(rng)
     hay = [NOISE] * size
     hay.insert(int(rng.integers(size + 1)), NEEDLE.format(key=key, value=value))
     ask = f"What is the special magic number for {key} mentioned in the provided text?"
@@ -83,8 +84,8 @@ def niah_single(rng: np.random.Generator, size: int) -> Item:
 
 
 def niah_multikey(rng: np.random.Generator, size: int) -> Item:
-    """`size` needles, one of which is asked for."""
-    keys, values = words(rng, size + 1), [number(rng) for _ in range(size + 1)]
+    """`size` + 1 needles; the question asks for one of them."""
+    keys, values = draw_words(rng, size + 1), [draw_number(rng) for _ in range(size + 1)]
     asked = int(rng.integers(size + 1))
     hay = [NEEDLE.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
     key = keys[asked]
@@ -94,8 +95,8 @@ def niah_multikey(rng: np.random.Generator, size: int) -> Item:
 
 
 def vt(rng: np.random.Generator, size: int) -> Item:
-    """A chain of five variables, strewn into `size` sentences of noise."""
-    names, value = [word.upper() for word in words(rng, 5)], str(rng.integers(10**4, 10**5))
+    """A chain of five variables, scattered in `size` sentences of noise."""
+    names, value = [word.upper() for word in draw_words(rng, 5)], str(rng.integers(10**4, 10**5))
     lines = [f"VAR {names[0]} = {value}"] + [f"VAR {new} = VAR {old}" for old, new in itertools.pairwise(names)]
     hay = [NOISE] * size
     for place, line in zip(sorted(rng.integers(0, size + 1, len(lines)))[::-1], lines[::-1], strict=True):
@@ -106,8 +107,8 @@ def vt(rng: np.random.Generator, size: int) -> Item:
 
 
 def cwe(rng: np.random.Generator, size: int) -> Item:
-    """Ten words 30 times each among `size` words 3 times each."""
-    every = words(rng, size + 10)
+    """Ten words that occur 30 times each, among `size` words that occur 3 times each."""
+    every = draw_words(rng, size + 10)
     listed = every[:10] * 30 + every[10:] * 3
     rng.shuffle(listed)
     text = " ".join(f"{place}. {word}" for place, word in enumerate(listed, 1))
@@ -115,8 +116,8 @@ def cwe(rng: np.random.Generator, size: int) -> Item:
 
 
 def fwe(rng: np.random.Generator, size: int) -> Item:
-    """Coded words of which the k-th most frequent comes `size` / k^2 times; the three most frequent are asked for."""
-    every = words(rng, 50)
+    """Coded words; the k-th most frequent occurs `size` / k^2 times. The question asks for the top three."""
+    every = draw_words(rng, 50)
     listed = [word for rank, word in enumerate(every, 1) for _ in range(max(round(size / rank**2), 1))]
     rng.shuffle(listed)
     ask = "The three most frequently appeared words in the above coded text are:"
@@ -132,8 +133,8 @@ MAKERS: dict[str, Maker] = {
 }
 
 
-def fitted(make: Maker, length: int, seed: tuple[int, ...], codec: Codec) -> Item | None:
-    """The largest item that fits into `length` tokens with its answers; None if the smallest does not."""
+def fit_item(make: Maker, length: int, seed: tuple[int, ...], codec: Codec) -> Item | None:
+    """The largest item that fits into `length` tokens with its answers; None if even the smallest does not fit."""
 
     def item(size: int) -> Item:
         return make(np.random.default_rng(seed), size)
@@ -154,7 +155,7 @@ def fitted(make: Maker, length: int, seed: tuple[int, ...], codec: Codec) -> Ite
 
 
 @torch.no_grad()
-def suite(
+def run_suite(
     model: nn.Module,
     codec: Codec,
     lengths: tuple[int, ...],
@@ -163,12 +164,12 @@ def suite(
     device: str = "cpu",
     makers: dict[str, Maker] = MAKERS,
 ) -> dict[str, float]:
-    """`match` and `logp` (per answer token) of every task at every length that its smallest item fits."""
+    """`match` and `logp` (per answer token) of every task, at every length into which its smallest item fits."""
     measures: dict[str, float] = {}
     model.eval()
     for length in lengths:
         for place, (task, make) in enumerate(makers.items()):
-            made = [fitted(make, length, (seed, place, number), codec) for number in range(items)]
+            made = [fit_item(make, length, (seed, place, number), codec) for number in range(items)]
             scores = [score(model, codec, item, device) for item in made if item is not None]
             if scores:
                 match, logp = np.mean(scores, axis=0)
@@ -178,7 +179,7 @@ def suite(
 
 
 def score(model: nn.Module, codec: Codec, item: Item, device: str) -> tuple[float, float]:
-    """Share of answers that the model says, greedily, and mean log-probability of the answers' tokens."""
+    """The share of answers in the greedily generated text, and the mean log-probability of the answers' tokens."""
     prompt, answer = codec.encode(item.prompt), codec.encode(" " + " ".join(item.answers))
     ids = torch.tensor(prompt + answer, device=device)
     logits = model(ids, torch.tensor([0, ids.numel()], device=device)).float().log_softmax(-1)

@@ -1,4 +1,4 @@
-"""How large an experiment is. Three sizes, each with the time it takes."""
+"""Three sizes of experiment, each with the time that it takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """Sizes of one experiment; the base is trained at `base_len`, every arm continues it at `seq_len`."""
+    """The sizes of one experiment. The base is trained at `base_len`; every arm continues it at `seq_len`."""
 
     layers: int
     width: int
@@ -26,18 +26,18 @@ class Tier:
     questions: int
     """Questions per distance of the ablation probe."""
     ruler_items: int
-    """Questions per task and length where the model reads text."""
+    """Questions per task and length of the text suite, for models that read text."""
     short_documents: int = 0
-    """Synthetic documents of eight tokens that `loss 0-7` is measured on: a long one has but seven such targets."""
+    """Synthetic documents of eight tokens to measure `loss 0-7` on: even a long one has only seven such targets."""
 
     @property
     def tail_from(self) -> int:
-        """tau: a quarter of the row."""
+        """tau: a quarter of the row length."""
         return self.seq_len // 4
 
     @property
     def distances(self) -> tuple[int, ...]:
-        """Evidence distances of the ablation probe; half of them lie beyond the trained length."""
+        """The evidence distances of the ablation probe; half of them lie beyond the trained length."""
         n = self.seq_len
         return (n // 8, 3 * n // 8, 3 * n // 4, 5 * n // 4, 3 * n // 2, 2 * n)
 
@@ -99,6 +99,6 @@ GPU = Tier(
     ruler_items=16,
     short_documents=4096,
 )
-"""Meant for half an hour on one card: 25M parameters."""
+"""Planned for half an hour on one GPU: 25M parameters."""
 
 TIERS = {"smoke": SMOKE, "example": EXAMPLE, "gpu": GPU}

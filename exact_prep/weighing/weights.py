@@ -1,57 +1,26 @@
-"""EXACT weights: from an exposure to a table by bucket (float64), to a lookup table by left context, to float16.
+"""EXACT weights: from an exposure to a weight per bucket (float64), to a weight per position, to float16.
 
-Everything is computed in float64 and cast once, in `float16_lut`; the cast is audited. No files here.
+Everything is computed in float64 and cast once, in `float16_runs`; `audit_rounding` says what the cast did.
 Source of the formulas: arXiv 2605.10544, section on effective-context exposure balancing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exact_prep.choices import MAX_WEIGHT
 from exact_prep.errors import WeightsError
-from exact_prep.weighing.exposure import Exposure, bucket_edges, bucket_of
+from exact_prep.weighing.context import bucket_edges, edge_at_or_above, find_bucket, nearest_edges
 
 if TYPE_CHECKING:
-    from exact_prep.choices import Normalize
+    from exact_prep.records.options import WeightOptions
+    from exact_prep.weighing.exposure import Exposure
 
-FLOAT16_MAX = 65504.0
-"""The largest finite float16; weights are stored as float16, so no weight exceeds it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightOptions:
-    """What the user asks of the weights. The defaults are the paper's, `eps` and `supervise_first` are ours."""
-
-    tail_from: int
-    """tau, in tokens: buckets whose lower edge is at least this are the tail."""
-    alpha: float = 0.15
-    """Extra supervision of the tail: sum over T of q_b * (w_b - 1)."""
-    gamma: float = 0.5
-    """Exponent of the inverse bucket frequency; 0 spreads the extra evenly over tail targets."""
-    eps: float = 1e-6
-    """Added to a bucket's share before it is inverted."""
-    max_weight: float | None = None
-    """Upper limit of a weight; None means the largest finite float16."""
-    supervise_first: bool = False
-    """Whether the first token of a segment (left context 0) carries loss."""
-    normalize: Normalize = "none"
-    """`mean` divides all weights by their corpus mean over supervised targets."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant; raises WeightsError."""
-        for name in ("alpha", "gamma", "eps"):
-            value = getattr(self, name)
-            if not np.isfinite(value) or value < 0:
-                raise WeightsError(f"{name} must be a finite number >= 0, not {value!r}")
-        if self.eps == 0:
-            raise WeightsError("eps must be > 0: it keeps the inverse of a bucket's share finite")
-        if not 0 <= self.tail_from < 2**31:
-            raise WeightsError(f"tail_from must lie in [0, 2**31) tokens, not {self.tail_from!r}")
-        if self.max_weight is not None and not 1 <= self.max_weight <= FLOAT16_MAX:
-            raise WeightsError(f"max_weight must lie in [1, {FLOAT16_MAX:.0f}] (float16), not {self.max_weight!r}")
+PLAIN_WEIGHT = np.float16(1).view(np.uint16)
+"""Bit pattern of the weight that `pack` gives every supervised target."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,8 +28,9 @@ class WeightTable:
     """One weight per bucket, with the figures that justify it. Build it with `weight_table`."""
 
     options: WeightOptions
+    """With `tail_from` set."""
     counts: np.ndarray
-    """Supervised targets per bucket, int64[B]."""
+    """Supervised targets per bucket, int64[B]; float64[B] for a mixture."""
     weights: np.ndarray
     """Weight of a supervised target per bucket, float64[B], clipped and normalised as asked."""
     in_tail: np.ndarray
@@ -68,13 +38,12 @@ class WeightTable:
     scale: float
     """What all weights were divided by: 1, or their corpus mean under `normalize="mean"`."""
     extra: float
-    """Extra supervision as it came out, sum over T of q_b * (w_b - 1) before scaling: alpha less what clipping took."""
+    """Extra supervision as computed, sum over T of q_b * (w_b - 1) before scaling: alpha minus what clipping took."""
 
     @property
     def tail_start(self) -> int:
         """The first bucket edge at or above tau, in tokens: where the tail really begins."""
-        tau = self.options.tail_from
-        return 0 if tau == 0 else max(1 << (tau - 1).bit_length(), 8)
+        return edge_at_or_above(self.options.tail_from or 0)
 
     @property
     def tail_share(self) -> float:
@@ -92,12 +61,19 @@ class WeightTable:
         """Mean weight over supervised targets of the corpus; 1 for an empty one."""
         return share((self.counts * self.weights).sum(), self.counts.sum()) if self.counts.sum() else 1.0
 
-    def lut(self, seq_len: int) -> np.ndarray:
-        """Weights by effective left context, float64[seq_len]: `w = lut[position_ids]`."""
+    def lut(self, seq_len: int, *, divisor: float = 1.0) -> np.ndarray:
+        """Weights by position in the segment, float64[seq_len]: `w = lut[position_ids]`.
+
+        `divisor` is the dataset's own, where a mixture keeps its shares.
+        """
+        window = self.options.window
         edges = bucket_edges(self.weights.size)
         lut = np.full(seq_len, 1 / self.scale)
         for b, weight in enumerate(self.weights):
             lut[edges[b] : edges[b + 1]] = weight
+        if window is not None and window < seq_len:
+            lut[window:] = lut[window]
+        lut /= divisor
         if seq_len and not self.options.supervise_first:
             lut[0] = 0.0
         return lut
@@ -108,29 +84,50 @@ def share(part: Any, whole: Any) -> float:
     return float(part / whole) if whole else 0.0
 
 
+def default_tail_from(seq_len: int, window: int | None = None) -> int:
+    """The paper's tau for a stage of `seq_len` tokens, a quarter of it, at the first bucket edge from there on.
+
+    A window that is shorter than the row takes its place.
+    """
+    return edge_at_or_above(min(seq_len, window or seq_len) // 4)
+
+
+def resolve_options(options: WeightOptions, seq_len: int) -> WeightOptions:
+    """The options for rows of `seq_len` tokens, with `tail_from` set."""
+    if options.tail_from is not None:
+        return options
+    return replace(options, tail_from=default_tail_from(seq_len, options.window))
+
+
+def check_tail_from(tail_from: int) -> None:
+    """Raise WeightsError unless tau is a bucket edge: what a user types must be where the tail begins."""
+    below, above = nearest_edges(tail_from)
+    if below != above:
+        raise WeightsError(
+            f"--tail-from {tail_from} is not a bucket edge: the tail would begin at {above}; "
+            f"use --tail-from {below} or --tail-from {above}"
+        )
+
+
 def weight_table(exposure: Exposure, options: WeightOptions) -> WeightTable:
-    """The EXACT weight of every bucket of `exposure`.
+    """The EXACT weight of every bucket of `exposure`, for options with `tail_from` set.
 
     q_b = c_b / sum_T c;  r_b = (q_b + eps)^-gamma;  w_b = 1 + alpha * r_b / sum_T(q r) in the tail, 1 elsewhere
-    (arXiv 2605.10544). An empty tail leaves every weight 1. Weights above `max_weight` are clipped, then all are
-    divided by their corpus mean if `normalize="mean"`. Raises WeightsError if they are not finite.
+    (arXiv 2605.10544). r_b / sum_T(q r) is computed from logarithms, so that no gamma is too large. An empty tail
+    leaves every weight 1. Weights above `max_weight` are clipped, then all are divided by their corpus mean if
+    `normalize="mean"`. Raises WeightsError without a `tail_from`.
     """
-    counts = exposure.supervised(supervise_first=options.supervise_first)
-    edges = bucket_edges(counts.size)
-    in_tail = (edges[:-1] >= options.tail_from) & (counts > 0)
+    if options.tail_from is None:
+        raise WeightsError("tail_from is not set; it depends on the row length, see resolve_options")
+    counts = exposure.within(options.window).supervised(supervise_first=options.supervise_first)
+    in_tail = (bucket_edges(counts.size)[:-1] >= options.tail_from) & (counts > 0)
     weights = np.ones(counts.size)
     extra = 0.0
     if in_tail.any():
         q = counts[in_tail] / counts[in_tail].sum()
-        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-            r = (q + options.eps) ** -options.gamma
-            weights[in_tail] += options.alpha * r / (q @ r)
-        if not np.isfinite(weights).all():
-            raise WeightsError(
-                f"with alpha {options.alpha:g}, gamma {options.gamma:g} and eps {options.eps:g} the weights are beyond "
-                "floating point; lower gamma or alpha"
-            )
-        weights = weights.clip(max=options.max_weight or FLOAT16_MAX)
+        with np.errstate(over="ignore"):
+            weights[in_tail] += options.alpha * relative_rarity(q, options)
+        weights = weights.clip(max=options.max_weight or MAX_WEIGHT)
         extra = float(q @ (weights[in_tail] - 1))
     scale = 1.0
     if options.normalize == "mean" and counts.sum():
@@ -139,9 +136,11 @@ def weight_table(exposure: Exposure, options: WeightOptions) -> WeightTable:
     return WeightTable(options=options, counts=counts, weights=weights, in_tail=in_tail, scale=scale, extra=extra)
 
 
-def default_tail_from(seq_len: int) -> int:
-    """The paper's tau for a stage of `seq_len` tokens: a quarter of it."""
-    return max(seq_len // 4, 1)
+def relative_rarity(q: np.ndarray, options: WeightOptions) -> np.ndarray:
+    """r_b / rbar of the tail's buckets, float64[T], from their shares q[T]; at most 1 / q_b whatever gamma is."""
+    log_q = np.log(q + options.eps)
+    r = np.exp(-options.gamma * (log_q - log_q.min()))
+    return r / (q @ r)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,22 +155,33 @@ class RoundingAudit:
     """The same after rounding."""
     zeros: int
     """Targets whose positive weight rounded to zero."""
+    extra_float16: float
+    """Extra supervision of the tail as stored: sum over T of q_b * float16(w_b) / float16(1 / scale) - 1."""
+    extra_relative_error: float
+    """Its difference to the extra before rounding, relative to that; 0 where there is no extra."""
 
 
-def float16_runs(table: WeightTable, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table as constant runs by left context: edges[K + 1] int32 and values[K] uint16, float16 bit patterns.
+def float16_runs(table: WeightTable, seq_len: int, *, divisor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """The table as constant runs by position: edges[K + 1] int32 and values[K] uint16, float16 bit patterns.
 
     Neighbours of equal value are merged. Raises WeightsError if a weight rounds to infinity.
     """
-    lut_at = np.unique(np.concatenate([[0, 1], bucket_edges(bucket_of(max(seq_len - 1, 0)) + 1)]))
-    starts = lut_at[lut_at < seq_len]
-    values = table.lut(seq_len)[starts].astype(np.float16)
+    places = [[0, 1], bucket_edges(find_bucket(max(seq_len - 1, 0)) + 1), [table.options.window or 0]]
+    places = np.unique(np.concatenate(places))
+    starts = places[places < seq_len]
+    with np.errstate(over="ignore"):
+        values = table.lut(seq_len, divisor=divisor)[starts].astype(np.float16)
     if not np.isfinite(values).all():
-        raise WeightsError(f"a weight is beyond float16 ({FLOAT16_MAX:.0f}); set --max-weight")
+        raise WeightsError(f"a weight is beyond float16 ({MAX_WEIGHT:.0f}); set --max-weight")
     bits = values.view(np.uint16)
     first = np.flatnonzero(np.concatenate([[True], bits[1:] != bits[:-1]]))
     edges = np.append(starts[first], seq_len).astype(np.int32)
     return edges, bits[first]
+
+
+def plain_runs(seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Plain weights as runs by position, as `float16_runs`: 0 for a segment's first token, 1 for the others."""
+    return np.array([0, 1, seq_len], np.int32), np.array([0, PLAIN_WEIGHT], np.uint16)
 
 
 def audit_rounding(table: WeightTable) -> RoundingAudit:
@@ -180,9 +190,18 @@ def audit_rounding(table: WeightTable) -> RoundingAudit:
     exact, counts = table.weights[held], table.counts[held]
     rounded = exact.astype(np.float16).astype(np.float64)
     total = counts.sum()
+    stored = 0.0
+    if table.in_tail.any():
+        tail = table.in_tail[held]
+        q = counts[tail] / counts[tail].sum()
+        base = float(np.float16(1 / table.scale))
+        # A scale beyond float16 rounds the base to 0: nothing of the supervision is left to compare with.
+        stored = float(q @ rounded[tail]) / base - 1 if base else 0.0
     return RoundingAudit(
         max_relative_error=float((np.abs(rounded - exact) / exact).max(initial=0.0)),
         mean_weight=share(counts @ exact, total) if total else 1.0,
         mean_weight_float16=share(counts @ rounded, total) if total else 1.0,
         zeros=int(counts[(rounded == 0) & (exact > 0)].sum()),
+        extra_float16=stored,
+        extra_relative_error=share(stored - table.extra, table.extra),
     )

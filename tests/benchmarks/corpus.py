@@ -1,4 +1,4 @@
-"""A corpus for a benchmark: JSON lines and Parquet of the same documents, from a path or from installed packages."""
+"""Writes a benchmark corpus: the same documents as JSON lines and as Parquet, from a path or installed packages."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PARTS = 4
-"""Files, so that tools that work file by file can use two workers."""
+"""Number of files, so that tools that work file by file can use two workers."""
 TEXT = (".py", ".pyi", ".txt", ".rst", ".md", ".c", ".h", ".html")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The same documents twice."""
+    """The same documents in two formats."""
 
     jsonl: Path
     """A directory of `.jsonl` files with fields id and text."""
@@ -31,7 +31,7 @@ class Corpus:
 
 
 def documents(source: Path) -> Iterator[str]:
-    """Texts of a JSON lines file, or of the text files below a directory."""
+    """Yield the texts of a JSON lines file, or of all text files in a directory tree."""
     if source.is_file():
         with source.open(encoding="utf-8") as lines:
             for line in lines:
@@ -46,7 +46,7 @@ def documents(source: Path) -> Iterator[str]:
 
 
 def build(source: Path | None, target: Path, megabytes: int) -> Corpus:
-    """Write up to `megabytes` of text to `target`; documents come again if there are not enough."""
+    """Write about `megabytes` of text to `target`; repeats documents if there are too few."""
     source = source or Path(sysconfig.get_paths()["purelib"])
     jsonl, parquet = target / "jsonl", target / "parquet"
     jsonl.mkdir(parents=True)
@@ -62,7 +62,7 @@ def build(source: Path | None, target: Path, megabytes: int) -> Corpus:
             if size >= megabytes * 1_000_000:
                 break
         if size == before:
-            raise SystemExit(f"there is no text in {source}; name a folder or a JSON lines file with --corpus")
+            raise SystemExit(f"there is no text in {source}; pass a folder or a JSON lines file with --corpus")
     for part in range(PARTS):
         mine = taken[part::PARTS]
         with (jsonl / f"{part}.jsonl").open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Runs a command as a whole: CPU-seconds and peak memory of its process tree, wall-clock seconds, its last line."""
+"""Runs a command and measures its whole process tree: CPU-seconds, wall-clock seconds, peak memory, tokens."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run took."""
+    """The measurements of one run."""
 
     cpu_s: float
     wall_s: float
     peak_bytes: int
-    """Largest sum of proportional set sizes over the tree, sampled."""
+    """The largest sampled sum of proportional set sizes over the process tree."""
     tokens: int
-    """Tokens that came out, if the command's last line is JSON that says so."""
+    """Tokens produced, if the last line of output is JSON with `tokens`; else 0."""
 
 
 def run(command: list[str], **environment: str) -> Figures:
-    """Run a command to its end; raises CalledProcessError with its output if it fails."""
+    """Run a command until it ends; raises CalledProcessError with its output if it fails."""
     adopt_orphans()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    # Byte code is cached as on any user's machine; one thread per worker.
+    # Byte code is cached, as on a user's machine.
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"} | environment
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     peak = Peak(process.pid)
     output, _ = process.communicate()
     wall = time.perf_counter() - started
-    bury_orphans()
+    reap_orphans()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, output)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Figures(cpu, wall, peak.stop(), tokens_in(output))
+    return Figures(cpu, wall, peak.stop(), parse_tokens(output))
 
 
 def adopt_orphans() -> None:
-    """Become the parent of what a command leaves behind (Linux): a fork server's time counts only when it is reaped."""
+    """Become the parent of processes that a command leaves behind (Linux): their CPU time counts only when reaped."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def bury_orphans() -> None:
-    """Wait for all processes that a command left behind."""
+def reap_orphans() -> None:
+    """Wait for all processes that a command has left behind."""
     with suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
 
 
-def tokens_in(output: str) -> int:
+def parse_tokens(output: str) -> int:
     """`tokens` of the last line, if that is a JSON object."""
     lines = output.strip().splitlines()
     try:
@@ -76,7 +76,7 @@ def tokens_in(output: str) -> int:
 
 
 class Peak:
-    """Watches a process tree's memory from a thread."""
+    """Samples the memory of a process tree in a thread."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -86,7 +86,7 @@ class Peak:
         self._thread.start()
 
     def stop(self) -> int:
-        """The peak, bytes."""
+        """Stop sampling; returns the peak in bytes."""
         self._ended.set()
         self._thread.join()
         return self._peak

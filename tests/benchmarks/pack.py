@@ -1,9 +1,9 @@
-"""How fast text becomes packed rows on disk: the bare loop, exact-prep, and what else there is, on the same files.
+"""Measures how fast text becomes packed rows on disk: a bare loop, exact-prep, and other tools, on the same files.
 
     python -m tests.benchmarks.pack --tokenizer TOKENIZER_JSON [--corpus PATH] [--size MB] [--python trl=PYTHON ...]
 
-Rounds are interleaved, figures are medians. A peer runs with the interpreter that `--python NAME=PATH` names, by
-default this one; one that is not installed is listed as such.
+Rounds are interleaved; results are medians. Another tool (a peer) runs with the interpreter given by
+`--python NAME=PATH`, by default with this one. Peers that are not installed are reported and skipped.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WORKERS, SEQ_LEN = 2, 4096
 
 @dataclass(frozen=True)
 class Peer:
-    """Another tool."""
+    """Another tool to compare with."""
 
     script: str
     module: str
-    """What must be importable."""
+    """The module that must be importable."""
     package: str
-    """What pip installs."""
+    """The package to install with pip."""
 
 
 PEERS = {
@@ -53,24 +53,26 @@ OURS = {
     "exact-prep, jsonl, 2 workers": ("jsonl", 2, "concat"),
 }
 START_UP = "start-up"
-"""What a tool costs for two files of SAMPLE_CHARS: imports, kernels, loading the tokenizer, and the parity gate."""
+"""The cost of a tool for two files of SAMPLE_CHARS: imports, kernels, loading the tokenizer, and the parity check."""
 
 SAMPLE_CHARS = 600_000
-"""Together more than the gate looks at."""
+"""Two files of this size are more than the parity check reads."""
 
 
-def named(workers: int) -> str:
+def format_workers(workers: int) -> str:
     """`1 worker`, `2 workers`."""
     return f"{workers} worker{'s' if workers > 1 else ''}"
 
 
 def commands(corpus: Corpus, tokenizer: Path, pythons: dict[str, str], out: Path) -> dict[str, list[str]]:
-    """What is run, by name; peers that are not installed are left out."""
+    """The commands to run, by name; peers that are not installed are skipped."""
     made = {}
     for kind, workers in (("parquet", 1), ("jsonl", 1), ("jsonl", 2)):
-        made[f"bare loop, {kind}, {named(workers)}"] = floor(getattr(corpus, kind), tokenizer, workers, out)
+        made[f"bare loop, {kind}, {format_workers(workers)}"] = bare_loop(
+            getattr(corpus, kind), tokenizer, workers, out
+        )
     for name, (kind, workers, packing) in OURS.items():
-        made[name] = ours(getattr(corpus, kind), tokenizer, workers, packing, out)
+        made[name] = pack_command(getattr(corpus, kind), tokenizer, workers, packing, out)
     for name, peer in PEERS.items():
         python = pythons.get(name, sys.executable)
         probe = subprocess.run([python, "-c", f"import {peer.module}"], capture_output=True, check=False)
@@ -84,16 +86,16 @@ def commands(corpus: Corpus, tokenizer: Path, pythons: dict[str, str], out: Path
     return made
 
 
-def floor(source: Path, tokenizer: Path, workers: int, out: Path) -> list[str]:
-    """The bare loop."""
+def bare_loop(source: Path, tokenizer: Path, workers: int, out: Path) -> list[str]:
+    """The command for the bare loop."""
     return [
-        *(sys.executable, str(HERE / "peers" / "floor.py"), str(source), str(tokenizer), str(out)),
+        *(sys.executable, str(HERE / "peers" / "bare_loop.py"), str(source), str(tokenizer), str(out)),
         *(str(workers), str(SEQ_LEN)),
     ]
 
 
-def ours(source: Path, tokenizer: Path, workers: int, packing: str, out: Path) -> list[str]:
-    """`exact-prep pack`."""
+def pack_command(source: Path, tokenizer: Path, workers: int, packing: str, out: Path) -> list[str]:
+    """The command for `exact-prep pack`."""
     return [
         *(sys.executable, "-m", "exact_prep", "pack", str(source), "--tokenizer", str(tokenizer), "--out", str(out)),
         *("--seq-len", str(SEQ_LEN), "--packing", packing, "--workers", str(workers)),
@@ -125,9 +127,15 @@ def main() -> None:
             todo = {name: command for name, command in todo.items() if any(word in name for word in asked.only)}
         start_up = {}
         for workers in (1, 2):
-            start_up[f"bare loop, {START_UP}, {named(workers)}"] = floor(tiny, asked.tokenizer, workers, out)
-            packing = ours(tiny, asked.tokenizer, workers, "concat", out)
-            start_up[f"exact-prep, {START_UP}, {named(workers)}"] = [*packing, "--task-size", str(SAMPLE_CHARS)]
+            start_up[f"bare loop, {START_UP}, {format_workers(workers)}"] = bare_loop(
+                tiny, asked.tokenizer, workers, out
+            )
+            packing = pack_command(tiny, asked.tokenizer, workers, "concat", out)
+            start_up[f"exact-prep, {START_UP}, {format_workers(workers)}"] = [
+                *packing,
+                "--task-size",
+                str(SAMPLE_CHARS),
+            ]
         measured: dict[str, list[Figures]] = {}
         for _ in range(asked.rounds):
             for name, command in {**todo, **start_up}.items():
@@ -145,19 +153,19 @@ def main() -> None:
 
 
 def show(measured: dict[str, list[Figures]], corpus: Corpus) -> None:
-    """The table: medians, megabytes of text per CPU-second, and how many times exact-prep's CPU-seconds.
+    """Print the table: medians, megabytes of text per CPU-second, and CPU-seconds as a multiple of exact-prep's.
 
-    The last column leaves out the start-up of exact-prep, and MB per CPU-second that of exact-prep and the bare loop;
-    a peer's start-up is part of its figures.
+    "x without its start-up" subtracts the start-up of exact-prep; "MB / CPU s" subtracts that of exact-prep and of the
+    bare loop. A peer's start-up is always included.
     """
     megabytes = corpus.text_bytes / 1e6
     medians = {name: median(figures) for name, figures in measured.items()}
-    net = {name: m.cpu_s - start_up_of(name, medians) for name, m in medians.items()}
+    net = {name: m.cpu_s - find_start_up(name, medians) for name, m in medians.items()}
     unit = "exact-prep, jsonl, 2 workers"
     print(f"{megabytes:,.0f} MB of text in {corpus.documents:,} documents, rows of {SEQ_LEN} tokens\n")
     print("| | CPU s | wall s | peak MB | MB / CPU s | x exact-prep | x without its start-up | tokens out |")
     print("|---|---|---|---|---|---|---|---|")
-    # Where most of a run is start-up there is nothing to be said without it.
+    # If most of a run is start-up, the rest is too small to be measured.
     net = {name: own for name, own in net.items() if START_UP not in name and own > medians[name].cpu_s / 4}
     for name, m in medians.items():
         rate = f"{megabytes / net[name]:.1f}" if name in net else ""
@@ -170,8 +178,8 @@ def show(measured: dict[str, list[Figures]], corpus: Corpus) -> None:
         )
 
 
-def start_up_of(name: str, medians: dict[str, Figures]) -> float:
-    """CPU-seconds of start-up of exact-prep or the bare loop with as many workers; 0 for a peer."""
+def find_start_up(name: str, medians: dict[str, Figures]) -> float:
+    """CPU-seconds of start-up of exact-prep or the bare loop with the same number of workers; 0 for a peer."""
     tool, workers = name.split(", ")[0], name.split(", ")[2]
     small = f"{tool}, {START_UP}, {workers}"
     return medians[small].cpu_s if small in medians and name != small else 0.0

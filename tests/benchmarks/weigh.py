@@ -1,4 +1,4 @@
-"""What weighing costs: `weigh` in place and into a copy, against `cp -r` of the same dataset.
+"""Measures the cost of weighing: `weigh` in place, and of the table alone, compared with `cp -r` of the same dataset.
 
 python -m tests.benchmarks.weigh [--dataset DIR] [--tokens MILLIONS] [--rounds N]
 """
@@ -22,8 +22,8 @@ from tests.benchmarks.measure import Figures, median, run
 SEQ_LEN = 4096
 
 
-def make(target: Path, millions: int) -> Path:
-    """A packed dataset of so many tokens, documents log-normal in length."""
+def make_dataset(target: Path, millions: int) -> Path:
+    """Make a packed dataset of `millions` of tokens; document lengths are log-normal."""
     rng = np.random.default_rng(0)
     source = target / "ids"
     source.mkdir(parents=True)
@@ -47,7 +47,9 @@ def main() -> None:
     """Run the benchmark and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, help="a packed dataset; it is copied, not changed")
-    parser.add_argument("--tokens", type=int, default=256, metavar="MILLIONS", help="of a made one; 4 bytes each")
+    parser.add_argument(
+        "--tokens", type=int, default=256, metavar="MILLIONS", help="size of a generated dataset; 4 bytes per token"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="exact-prep-benchmark-") as folder:
@@ -56,13 +58,13 @@ def main() -> None:
         if asked.dataset:
             shutil.copytree(asked.dataset, dataset)
         else:
-            make(root / "made", asked.tokens).rename(dataset)
-        tiny = make(root / "tiny", 1)
+            make_dataset(root / "made", asked.tokens).rename(dataset)
+        tiny = make_dataset(root / "tiny", 1)
         weigh = [sys.executable, "-m", "exact_prep", "weigh"]
         todo = {
             "cp -r": ["cp", "-r", str(dataset), str(root / "out")],
             "weigh in place, 1 worker": [*weigh, str(dataset), "--workers", "1"],
-            "weigh --out, 1 worker": [*weigh, str(dataset), "--out", str(root / "out"), "--workers", "1"],
+            "weigh --out, the table alone": [*weigh, str(dataset), "--out", str(root / "table.json"), "--workers", "1"],
             "weigh, 1M tokens (start-up)": [*weigh, str(tiny), "--workers", "1"],
         }
         measured: dict[str, list[Figures]] = {}
@@ -70,12 +72,12 @@ def main() -> None:
             for name, command in todo.items():
                 shutil.rmtree(root / "out", ignore_errors=True)
                 measured.setdefault(name, []).append(run(command))
-        size = sum(path.stat().st_size for path in dataset.iterdir())
+        size = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file())
         show(measured, size)
 
 
 def show(measured: dict[str, list[Figures]], size: int) -> None:
-    """The table: medians, and CPU-seconds without start-up as a multiple of cp's."""
+    """Print the table: medians, and CPU-seconds without start-up as a multiple of those of `cp -r`."""
     copy = median(measured["cp -r"])
     start = median(measured["weigh, 1M tokens (start-up)"])
     print(f"a dataset of {size / 1e9:.2f} GB\n")

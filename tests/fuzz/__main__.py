@@ -1,4 +1,4 @@
-"""Feeds a target with mutated seeds, in a process that may die of it: every input's seed is printed before a fault."""
+"""Feeds mutated seeds to the targets. The process may crash, so it prints the number of each input before using it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ import random
 import sys
 import time
 
-from tests.fuzz.targets import TARGETS, mutated, mutated_json
-
-JSON = ("manifest", "weights", "tokenizer")
+from tests.fuzz.targets import JSON, TARGETS, mutate_bytes, mutate_json
 
 
 def main() -> int:
-    """Feed, and print how many inputs it took."""
+    """Feed the inputs, and print their number and the time for each target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", default=sorted(TARGETS))
     parser.add_argument("--inputs", type=int, default=1000, help="per target")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="the number of one input, to see it again")
+    parser.add_argument("--only", type=int, help="the number of one input, to run it again")
     arguments = parser.parse_args()
     faulthandler.enable()
     for name in arguments.targets:
         seeds, begun = TARGETS[name].seeds(), time.monotonic()
         for number in range(arguments.inputs) if arguments.only is None else [arguments.only]:
             choose = random.Random(f"{name} {arguments.seed} {number}")
-            mutate = mutated_json if name in JSON and choose.random() < 0.7 else mutated
+            mutate = mutate_json if name in JSON and choose.random() < 0.7 else mutate_bytes
             data = mutate(choose.choice(seeds), choose)
             print(f"\r{name} {number}", end="", file=sys.stderr)
             try:

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of one target: `python -m tests.fuzz.atheris_readers jsonl -max_total_time=180`.
 
-Needs `pip install atheris` (Linux). Other arguments are libFuzzer's; a finding is left as a file crash-*.
+Needs `pip install atheris` (Linux). Other arguments are passed to libFuzzer; a finding is saved in a file crash-*.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("coverage-guided fuzzing needs atheris: pip install atheris")
 
-# Before the instruments: Numba cannot compile instrumented kernels.
+# Imported before instrumentation, because Numba cannot compile instrumented kernels.
 import exact_prep.kernels.best_fit
 import exact_prep.kernels.contexts
 import exact_prep.kernels.rows

@@ -1,4 +1,4 @@
-"""What is fed with bad bytes: a function per reader, seeds to begin with, and what must hold whatever the bytes are."""
+"""The fuzzing targets: a function per reader, seeds for mutation, and the properties that must hold for any bytes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import exact_prep
 from exact_prep.errors import ExactPrepError
-from exact_prep.pipeline import WeighOptions, pack, verify, weigh
-from exact_prep.records import encode, sealed
-from exact_prep.records.manifest import Manifest, WeightsFile
-from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
-from exact_prep.reports.facts import gather
-from exact_prep.shards import opened, overwrite_weights
+from exact_prep.pipeline import pack, verify, weigh
+from exact_prep.records import encode, seal
+from exact_prep.records.manifest import Manifest
+from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions, WeightOptions
+from exact_prep.records.tables import SCHEMAS, encode_table
+from exact_prep.records.weights import WeightsFile
+from exact_prep.reports import load_facts
+from exact_prep.shards import open_shard, overwrite_weights
+from exact_prep.stores.local import digest
 from exact_prep.tokenization import Tokenizer, choose
 from tests import corpora
 from tests.tokenizer import train_tokenizer
@@ -38,40 +42,41 @@ TEXTS = ["the long context", "", "of a row\nstraße 東京 🙂", 'with "quotes"
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, and bytes that it takes."""
+    """A reader and valid inputs for it."""
 
     feed: Callable[[bytes], object]
-    """Raises AssertionError, or anything else that is no ExactPrepError, where a law is broken."""
+    """Raises AssertionError, or any other error that is not an ExactPrepError, if a property does not hold."""
     seeds: Callable[[], list[bytes]]
+    """Valid, or nearly valid, inputs."""
 
 
 @functools.cache
 def folder() -> Path:
-    """Where bad files are put; removed with this process."""
+    """The directory for bad files; removed when this process ends."""
     place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     kept = tempfile.TemporaryDirectory(prefix="exact-prep-fuzz-", dir=place)
     folder.kept = kept  # type: ignore[attr-defined]
     return Path(kept.name)
 
 
-def short(error: ExactPrepError, most: int) -> None:
-    """An error that a user can read."""
+def check_length(error: ExactPrepError, most: int) -> None:
+    """Check that an error message is short enough to read."""
     assert len(str(error)) < most
 
 
 def read_source(name: str, data: bytes, **options: Any) -> None:
-    """Read a file under both ways to treat bad documents; `corpora.read_all` checks that nothing goes missing."""
+    """Read a file with both values of --on-error; `corpora.read_all` checks that no record goes missing."""
     path = folder() / name
     path.write_bytes(data)
     for on_error in ("reject", "stop"):
         try:
             corpora.read_inputs(path, on_error=on_error, **options)
         except ExactPrepError as error:
-            short(error, 5000)
+            check_length(error, 5000)
 
 
 def source(name: str, seeds: Callable[[], list[bytes]], **options: Any) -> Target:
-    """A target for files of a name."""
+    """A target that reads a file called `name`."""
     return Target(functools.partial(read_source, name, **options), seeds)
 
 
@@ -101,49 +106,94 @@ def dataset() -> Path:
         packing=PackingOptions(seq_lens=(32,)),
     )
     pack([str(sources)], options, folder() / "dataset")
-    weigh(folder() / "dataset", WeighOptions())
+    weigh(folder() / "dataset", WeightOptions(tail_from=8))
     return folder() / "dataset"
 
 
 def feed_shard(data: bytes) -> None:
-    """Open a shard as `verify` and `weigh` do; what is written must stay inside the file."""
+    """Open a shard as `verify` and `weigh` do; writing weights must not change the size of the file."""
     home = shutil.copytree(dataset(), folder() / "shard", dirs_exist_ok=True)
     path = min(home.glob("*.arrow"))
     whole = path.read_bytes()
     path.write_bytes(data)
     assert data == whole or verify(home), "a changed shard is not found"
     try:
-        shard = opened(path)
+        shard = open_shard(path)
         shard.content_digest()
         edges, values = (pa.array([0, 1, shard.seq_len], pa.int32()), pa.array([0, 15360], pa.uint16()))
         overwrite_weights(path, edges.to_numpy(), values.to_numpy())
     except ExactPrepError:
-        pass_on(data)
+        ignore_refused(data)
     assert path.stat().st_size == len(data), "weigh changed the size of a shard"
 
 
-def pass_on(data: bytes) -> None:
-    """Nothing more is to be done with bytes that were refused."""
+def ignore_refused(data: bytes) -> None:
+    """Bytes that were refused need no further checks."""
 
 
 def feed_record(name: str, record: Any, data: bytes) -> None:
-    """A record as it is, and with its checksum made right where it can be, to every command that reads it."""
+    """Feed a record to every command that reads it: unchanged, and with a correct checksum if it can be parsed."""
     home = shutil.copytree(dataset(), folder() / "record", dirs_exist_ok=True)
     whole = (home / name).read_bytes()
     forms = [data]
     try:
-        forms.append(encode(sealed(record.model_validate_json(data))))
+        forms.append(encode(seal(record.model_validate_json(data))))
     except ValueError:
-        pass_on(data)
+        ignore_refused(data)
     for form in forms:
-        for command in (verify, gather, lambda directory: weigh(directory, WeighOptions(), out=folder() / "out")):
-            (home / name).write_bytes(form)
-            shutil.rmtree(folder() / "out", ignore_errors=True)
-            try:
-                command(home)
-            except ExactPrepError as error:
-                short(error, 20000)
+        (home / name).write_bytes(form)
+        feed_commands(home)
     (home / name).write_bytes(whole)
+
+
+def feed_commands(home: Path) -> None:
+    """Give a dataset with a bad record to all that reads records: a result or an ExactPrepError, nothing changed."""
+    before, table = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}, folder() / "table.json"
+    commands = (
+        verify,
+        load_facts,
+        lambda directory: exact_prep.open(directory)[0],
+        lambda directory: weigh(directory, WeightOptions(), out=table, allow_empty_tail=True),
+        lambda directory: verify(dataset(), weights=directory / "weights.json"),
+        lambda directory: exact_prep.open(dataset(), weights=directory / "weights.json", weights_from_elsewhere=True)[
+            0
+        ],
+    )
+    for command in commands:
+        table.unlink(missing_ok=True)
+        try:
+            command(home)
+        except ExactPrepError as error:
+            check_length(error, 20000)
+    assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+def feed_table(name: str, data: bytes) -> None:
+    """Feed a table, its rows as JSON, to every command: bad bytes, and rows whose checksums are right."""
+    home = shutil.copytree(dataset(), folder() / "table", dirs_exist_ok=True)
+    file = f"tables/{name}.parquet"
+    try:
+        rows = json.loads(data)
+        form = encode_table(SCHEMAS[name], {column: [row[column] for row in rows] for column in SCHEMAS[name]})
+    except Exception:  # no such table can be written: then the bytes themselves
+        form = data
+    kept = {path: (home / path).read_bytes() for path in (file, "manifest.json", "weights.json")}
+    (home / file).write_bytes(form)
+    for record, path in ((Manifest, "manifest.json"), (WeightsFile, "weights.json")):
+        values = json.loads(kept[path])
+        if path == "weights.json" and name == "weights":
+            values["weights_xxh3"] = digest([form])
+        elif path == "manifest.json" and name != "weights":
+            values["digests"][file] = digest([form])
+        (home / path).write_bytes(encode(seal(record.model_validate_json(json.dumps(values)))))
+    feed_commands(home)
+    for path, whole in kept.items():
+        (home / path).write_bytes(whole)
+
+
+def table_seeds(name: str) -> list[bytes]:
+    rows = pq.ParquetFile(dataset() / "tables" / f"{name}.parquet").read().to_pylist()
+    return [json.dumps(rows).encode()]
 
 
 def record_seeds(name: str) -> list[bytes]:
@@ -151,7 +201,7 @@ def record_seeds(name: str) -> list[bytes]:
 
 
 def feed_tokenizer(data: bytes) -> None:
-    """A tokenizer.json to `choose`, and to a worker."""
+    """Feed a tokenizer.json to `choose`, and to the Tokenizer of a worker."""
     path = folder() / "bad" / "tokenizer.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
@@ -161,18 +211,17 @@ def feed_tokenizer(data: bytes) -> None:
         batch = next(iter(corpora_batches()))
         list(Tokenizer(path, record, options).encode(batch))
     except ExactPrepError as error:
-        short(error, 5000)
+        check_length(error, 5000)
 
 
 def corpora_batches() -> Any:
-    """The batches of a good file."""
-    from exact_prep.sources import find_inputs, plan_tasks, read_task
+    """The batches of a valid file."""
+    from exact_prep.sources import find_inputs
 
     path = folder() / "good.jsonl"
     path.write_bytes(corpora.jsonl(TEXTS))
-    options = SourceOptions()
-    files = find_inputs([str(path)], options).files
-    return read_task(plan_tasks(files, options)[0], files, options)
+    inputs = find_inputs([str(path)], SourceOptions())
+    return inputs.read(inputs.plan_tasks()[0])
 
 
 def tokenizer_seeds() -> list[bytes]:
@@ -216,6 +265,10 @@ TARGETS: dict[str, Target] = {
     "parquet": source("bad.parquet", parquet_seeds),
     "arrow": source("bad.arrow", arrow_seeds),
     "ids": source("bad.arrow", ids_seeds, ids_field="text"),
+    "jsonl-labels": source("bad.jsonl", jsonl_seeds, source_from="field:id"),
+    "csv-labels": source("bad.csv", lambda: [corpora.delimited(",")(TEXTS)], source_from="field:more"),
+    "parquet-labels": source("bad.parquet", parquet_seeds, source_from="field:id"),
+    "arrow-labels": source("bad.arrow", arrow_seeds, source_from="field:text"),
     "shard": Target(feed_shard, shards_seed),
     "manifest": Target(
         functools.partial(feed_record, "manifest.json", Manifest), lambda: record_seeds("manifest.json")
@@ -224,7 +277,14 @@ TARGETS: dict[str, Target] = {
         functools.partial(feed_record, "weights.json", WeightsFile), lambda: record_seeds("weights.json")
     ),
     "tokenizer": Target(feed_tokenizer, tokenizer_seeds),
+    **{
+        f"table {name}": Target(functools.partial(feed_table, name), functools.partial(table_seeds, name))
+        for name in SCHEMAS
+    },
 }
+
+JSON = ("manifest", "weights", "tokenizer", *(f"table {name}" for name in SCHEMAS))
+"""Targets whose inputs are JSON, and are mutated value by value too."""
 
 NASTY = [
     b"\0",
@@ -242,8 +302,8 @@ NASTY = [
 ]
 
 
-def mutated(data: bytes, choose: random.Random) -> bytes:
-    """The data with one to five things done to it: bits flipped, parts cut, doubled, moved, overwritten."""
+def mutate_bytes(data: bytes, choose: random.Random) -> bytes:
+    """Change the data in one to five places: flip bits; cut, repeat, insert, overwrite or truncate parts."""
     for _ in range(choose.randint(1, 5)):
         low = choose.randrange(len(data) + 1)
         high = min(low + int(2 ** choose.uniform(0, 10)), len(data))
@@ -266,8 +326,8 @@ def mutated(data: bytes, choose: random.Random) -> bytes:
     return data
 
 
-def mutated_json(data: bytes, choose: random.Random) -> bytes:
-    """A JSON document with one to three of its values replaced, removed, or renamed."""
+def mutate_json(data: bytes, choose: random.Random) -> bytes:
+    """Replace, remove or rename one to three values of a JSON document."""
     value = json.loads(data)
     for _ in range(choose.randint(1, 3)):
         place: Any = value
@@ -284,7 +344,7 @@ def mutated_json(data: bytes, choose: random.Random) -> bytes:
 
 
 def change(place: Any, key: Any, choose: random.Random) -> None:
-    """Do something to one value."""
+    """Remove, repeat, rename or replace one value."""
     odd = [None, True, -1, 0, 1, 2**31, 2**63 - 1, 2**64, 10**30, 0.5, -0.0, 1e308, "", "..", "x" * 300, [], {}, [[]]]
     what = choose.randrange(4)
     if what == 0:

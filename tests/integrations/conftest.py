@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
-from written_dataset import documents, weigh_dataset, write_dataset
+from written_dataset import documents, read_weights_file, weigh_dataset, write_dataset, write_table
 
 import exact_prep
 
@@ -33,17 +32,45 @@ def pytest_runtest_makereport(item, call):
     return refuse_skip((yield))
 
 
+ROWS = documents(40, 200)
+
+OWN = {"alpha": 1.5, "gamma": 0.7}
+"""Weights large enough to be seen in a gradient."""
+OTHER = {"alpha": 2.5, "gamma": 0.2, "normalize": "mean"}
+"""Weights of a table in a file."""
+
+
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory):
-    """A weighed dataset of some 40 rows whose tail weights are large enough to be seen."""
-    path = write_dataset(tmp_path_factory.mktemp("data") / "packed", documents(40, 200), seq_len=SEQ_LEN)
-    return weigh_dataset(path, alpha=1.5, gamma=0.7)
+    """A weighed dataset of some 40 rows whose shards hold the weights."""
+    return weigh_dataset(write_dataset(tmp_path_factory.mktemp("data") / "packed", ROWS, seq_len=SEQ_LEN), **OWN)
+
+
+@pytest.fixture(scope="session")
+def table_directory(tmp_path_factory):
+    """The same dataset with the same weights in weights.json alone (`--loss-weights table`)."""
+    path = tmp_path_factory.mktemp("data") / "packed"
+    return weigh_dataset(write_dataset(path, ROWS, seq_len=SEQ_LEN, loss_weights="table"), **OWN)
+
+
+@pytest.fixture(scope="session")
+def weights_table(directory, tmp_path_factory):
+    """A table of other weights for the same rows, as `weigh --out` writes it."""
+    return write_table(directory, tmp_path_factory.mktemp("tables") / "other.json", **OTHER)
 
 
 @pytest.fixture(scope="session")
 def weights_file(directory):
     """weights.json as plain data."""
-    return json.loads((directory / "weights.json").read_text())
+    return read_weights_file(directory / "weights.json")
+
+
+@pytest.fixture(scope="session", params=["column", "table", "column with a file", "table with a file"])
+def weighed(request, directory, table_directory, weights_table):
+    """Each way to keep weights: the directory, the table to open it with (or None), and the weights as plain data."""
+    path = directory if request.param.startswith("column") else table_directory
+    table = weights_table if request.param.endswith("file") else None
+    return path, table, read_weights_file(table or path / "weights.json")
 
 
 @pytest.fixture(scope="session")

@@ -26,27 +26,39 @@ NO_SCRIPTS = {"tiny_model", "megatron_dataset"}
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The demo's corpus in short rows."""
-    out = tmp_path_factory.mktemp("examples") / "packed"
-    command = [sys.executable, "-m", "exact_prep"]
-    pack = ["pack", corpus_path(), "--tokenizer", tokenizer_path(), "--seq-len", 128, "--limit-docs", 60, "--out", out]
-    for arguments in (pack, ["weigh", out]):
-        subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True)
+def packed(tmp_path_factory):
+    """The demo's corpus in short rows, with a column of weights, and with a table alone."""
+    out = tmp_path_factory.mktemp("examples")
+    for kind in ("column", "table"):
+        pack = ["pack", corpus_path(), "--tokenizer", tokenizer_path(), "--seq-len", 128, "--limit-docs", 60]
+        for arguments in ([*pack, "--loss-weights", kind, "--out", out / kind], ["weigh", out / kind]):
+            command = [sys.executable, "-m", "exact_prep", *map(str, arguments)]
+            subprocess.run(command, check=True, capture_output=True)
     return out
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS))
-def test_an_example_runs(name, demo):
-    framework(NEEDS[name])
-    arguments = [demo, *([tokenizer_path()] if name == "trl_sft" else []), 3]
-    command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
+def run_example(name, directory):
+    """The losses that an example prints in three steps."""
+    command = [sys.executable, EXAMPLES / f"{name}.py", directory, 3]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     losses = [float(found) for found in re.findall(r"loss'?:? '?([\d.]+)", done.stdout)]
     assert losses, done.stdout
+    return losses
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS))
+def test_an_example_runs(name, packed):
+    framework(NEEDS[name])
+    losses = run_example(name, packed / "column")
     # An untrained model guesses among 8192 ids.
     assert losses[0] == pytest.approx(math.log(8192), rel=0.5)
+
+
+@pytest.mark.parametrize("name", ["torch_loop", "trl_sft"])
+def test_an_example_runs_the_same_where_weights_are_in_a_table(name, packed):
+    framework(NEEDS[name])
+    assert run_example(name, packed / "table") == pytest.approx(run_example(name, packed / "column"), rel=0.05)
 
 
 def test_no_example_is_left_out():

@@ -16,8 +16,8 @@ framework("lm_eval")
 
 import lm_eval.api.task  # noqa: E402
 
-from exact_prep.validation.harness import adapter, evaluate  # noqa: E402
-from exact_prep.validation.model import Decoder, Shape  # noqa: E402
+from exact_prep.validation.decoder import Decoder, Shape  # noqa: E402
+from exact_prep.validation.harness import evaluate, make_adapter  # noqa: E402
 
 
 class Letters:
@@ -56,7 +56,7 @@ class Request:
 
 @pytest.mark.filterwarnings("ignore")
 def test_log_likelihoods_follow_the_chain_rule(model):
-    lm = adapter(model, Letters(), "cpu")
+    lm = make_adapter(model, Letters(), "cpu")
     pairs = [("the capital of France is", " Paris"), ("a", "b"), ("", "whole text"), ("x ", "y")]
     for (context, continuation), (logp, greedy) in zip(
         pairs, lm.loglikelihood([Request(*pair) for pair in pairs]), strict=True
@@ -70,7 +70,7 @@ def test_log_likelihoods_follow_the_chain_rule(model):
 
 @pytest.mark.filterwarnings("ignore")
 def test_text_is_greedy_and_ends_before_the_stop(model):
-    lm = adapter(model, Letters(), "cpu")
+    lm = make_adapter(model, Letters(), "cpu")
     ids, said = Letters().encode("begin"), ""
     for _ in range(6):
         ids.append(int(model(torch.tensor(ids), torch.tensor([0, len(ids)]))[-1].argmax()))

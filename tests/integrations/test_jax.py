@@ -142,6 +142,15 @@ def test_grain_and_our_loader_give_the_same_rows(dataset):
     )
 
 
+def test_batches_carry_the_weights_wherever_they_are(weighed):
+    directory, table, file = weighed
+    rows = exact_prep.open(directory, weights=table).shuffle(1)
+    want = [[*oracle_weights(row.seq_lengths.tolist(), SEQ_LEN, file)[1:], 0.0] for row in rows]
+    batches = [Loader(rows, batch_size=5, epochs=1), grain.MapDataset.source(rows).batch(5, batch_fn=collate)]
+    for loader in batches:
+        assert [weights for batch in loader for weights in batch["loss_weights"].tolist()] == want
+
+
 def test_the_loader_resumes_to_the_batch_and_shares_rows(dataset):
     def first(batches):
         return [batch["input_ids"][:, :8].tolist() for batch in batches]

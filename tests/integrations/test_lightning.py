@@ -57,6 +57,18 @@ def test_accumulation_gives_the_oracle_s_gradient_over_a_constant(dataset, weigh
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_the_gradient_is_the_oracle_s_wherever_weights_are(weighed, tmp_path):
+    directory, table, file = weighed
+    whole = exact_prep.open(directory, weights=table)
+    rows = whole[:4]
+    _, gradient = bigram_oracle(Bigram().table.tolist(), rows, file)
+    weights = sum(float(row.loss_weights.astype("f8").sum()) for row in rows)
+    got = moved(rows, whole.weight_per_row, 2, tmp_path)
+    scale = weights / (4 * whole.weight_per_row)
+    torch.testing.assert_close(got, torch.tensor(gradient) * scale, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_uniform_weights_are_lightning_s_own_loss(directory, tmp_path):
     plain = exact_prep.open(directory, plain=True)
 
@@ -76,7 +88,9 @@ def test_uniform_weights_are_lightning_s_own_loss(directory, tmp_path):
     torch.testing.assert_close(ours, before - module.model.table.detach(), rtol=1e-4, atol=1e-7)
 
 
-def test_weight_per_row_is_the_mean_over_the_corpus(dataset, directory):
+def test_weight_per_row_is_the_mean_over_the_corpus(weighed, directory):
+    path, table, _ = weighed
+    dataset = exact_prep.open(path, weights=table)
     sums = [float(row.loss_weights.astype("f8").sum()) for row in dataset]
     assert dataset.weight_per_row == pytest.approx(sum(sums) / len(sums), rel=1e-9)
     plain = exact_prep.open(directory, plain=True)

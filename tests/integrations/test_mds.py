@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from oracle import framework
 from written_dataset import oracle_weights
 
-from exact_prep.layouts import export
+from exact_prep.errors import DatasetError, Interrupted
+from exact_prep.pipeline import export
+from exact_prep.shards import open_shard
 
 torch = framework("torch")
 # Streaming imports torchvision, whose wheels are built for CUDA: beside a CPU build of torch, operators that its import
@@ -22,8 +25,9 @@ streaming = framework("streaming")
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("align", ["target", "prediction"])
-def test_streaming_reads_every_row(dataset, directory, weights_file, tmp_path, align):
-    export(directory, "mds", tmp_path / "out", align=align)
+def test_streaming_reads_every_row(dataset, weighed, tmp_path, align):
+    directory, table, weights_file = weighed
+    export(directory, "mds", tmp_path / "out", align=align, weights=table)
     rows = streaming.StreamingDataset(local=str(tmp_path / "out" / "mds"), shuffle=False, batch_size=1)
     assert len(rows) == len(dataset)
     for got, row in zip((rows[i] for i in range(len(rows))), dataset, strict=True):
@@ -32,3 +36,23 @@ def test_streaming_reads_every_row(dataset, directory, weights_file, tmp_path, a
         assert got["seq_lengths"].tolist() == row.seq_lengths.tolist()
         assert got["loss_weights"].tolist() == (weights if align == "target" else [*weights[1:], 0.0])
         assert got["loss_weights"].dtype == np.float16
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_shard_or_an_interruption_leaves_no_streaming_shards(directory, tmp_path, monkeypatch):
+    path = shutil.copytree(directory, tmp_path / "data" / "packed")
+    last = max(path.glob("data-*.arrow"))
+    data = bytearray(last.read_bytes())
+    data[open_shard(last).places[0].loss_weights] ^= 1
+    last.write_bytes(data)
+    with pytest.raises(DatasetError, match=rf"{last.name} is damaged"):
+        export(path, "mds", tmp_path / "out")
+    assert [own.name for own in tmp_path.iterdir()] == ["data"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("exact_prep.reader.blocks.align_weights", interrupt)
+    with pytest.raises(Interrupted, match="nothing was written"):
+        export(directory, "mds", tmp_path / "out")
+    assert [own.name for own in tmp_path.iterdir()] == ["data"]

@@ -10,7 +10,7 @@ import pytest
 from oracle import bigram_oracle, framework
 from written_dataset import VOCAB
 
-from exact_prep.layouts import export
+from exact_prep.pipeline import export
 
 torch = framework("torch")
 framework("megatron.core.datasets.gpt_dataset")
@@ -62,8 +62,10 @@ def build(exported, samples, attention_mask=True, seq_len=SEQ_LEN):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_recipe_trains_rows_as_their_documents_alone(dataset, exported, weights_file):
-    train = build(exported, len(dataset))
+def test_the_recipe_trains_rows_as_their_documents_alone(dataset, weighed, tmp_path):
+    directory, table, weights_file = weighed
+    export(directory, "megatron", tmp_path / "out", weights=table)
+    train = build(tmp_path / "out" / "data", len(dataset))
     assert len(train) == len(dataset)
     by_row = {tuple(sample["tokens"].tolist()): sample for sample in (train[i] for i in range(len(train)))}
     assert len(by_row) == len({tuple(row.input_ids.tolist()) for row in dataset})

@@ -77,6 +77,19 @@ def test_a_map_style_dataset_needs_no_wrapper(dataset):
     assert first_tokens(loader) == want
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_carry_the_weights_wherever_they_are(weighed, workers):
+    directory, table, file = weighed
+    rows = exact_prep.open(directory, weights=table).shuffle(1)
+    loaders = [
+        Loader(rows, batch_size=5, epochs=1, workers=workers),
+        torch.utils.data.DataLoader(rows, batch_size=5, collate_fn=Collator(), num_workers=workers),
+    ]
+    want = [oracle_weights(row.seq_lengths.tolist(), SEQ_LEN, file) for row in rows]
+    for loader in loaders:
+        assert [weights for batch in loader for weights in batch["loss_weights"].tolist()] == want
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_and_resumption_do_not_depend_on_workers(dataset, workers):

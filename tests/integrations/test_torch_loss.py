@@ -27,7 +27,7 @@ from exact_prep.integrations.torch import (  # noqa: E402
 )
 
 
-def loss_of(model, batch, align, **options):
+def compute_loss(model, batch, align, **options):
     logits = model(batch["input_ids"], batch["position_ids"])
     return weighted_cross_entropy(logits, batch["labels"], batch["loss_weights"], align=align, **options)
 
@@ -35,7 +35,7 @@ def loss_of(model, batch, align, **options):
 @pytest.mark.parametrize("align", ["target", "prediction"])
 def test_loss_and_gradient_are_those_of_plain_python(two_rows, weights_file, align):
     model = Bigram()
-    loss = loss_of(model, Collator(align=align)(list(two_rows)), align)
+    loss = compute_loss(model, Collator(align=align)(list(two_rows)), align)
     loss.backward()
     want, gradient = bigram_oracle(model.table.tolist(), two_rows, weights_file)
     assert loss.item() == pytest.approx(want, rel=1e-6)
@@ -44,7 +44,7 @@ def test_loss_and_gradient_are_those_of_plain_python(two_rows, weights_file, ali
 
 def test_packed_documents_train_as_documents_alone(two_rows, weights_file):
     model = TinyAttention()
-    loss_of(model, Collator()(list(two_rows)), "target").backward()
+    compute_loss(model, Collator()(list(two_rows)), "target").backward()
     packed = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
 
@@ -187,7 +187,7 @@ def test_accumulation_changes_no_gradient(dataset, weights_file, steps, align):
     batches = [collate(list(rows[i : i + size])) for i in range(0, len(rows), size)]
     total = denominator([batch["loss_weights"] for batch in batches], align=align)
     for batch in batches:
-        loss_of(model, batch, align, denominator=total).backward()
+        compute_loss(model, batch, align, denominator=total).backward()
     _, gradient = bigram_oracle(model.table.tolist(), rows, weights_file)
     np.testing.assert_allclose(model.table.grad.numpy(), gradient, rtol=1e-4, atol=1e-7)
 
@@ -205,8 +205,8 @@ def train_on_a_rank(rank, directory, store, out):
         total = denominator([batch["loss_weights"] for batch in batches])
         alone = denominator([batches[0]["loss_weights"]], averaged=False)
         with model.no_sync():
-            loss_of(model, batches[0], "target", denominator=total).backward()
-        loss_of(model, batches[1], "target", denominator=total).backward()
+            compute_loss(model, batches[0], "target", denominator=total).backward()
+        compute_loss(model, batches[1], "target", denominator=total).backward()
         if rank == 0:
             out.write_text(json.dumps([model.module.table.grad.tolist(), alone.item()]))
     finally:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from oracle import framework, oracle_loss
-from written_dataset import PAD, VOCAB
+from written_dataset import PAD, VOCAB, documents, mask_dataset, weigh_dataset, write_dataset
 
 import exact_prep
 from exact_prep.errors import UsageError
@@ -398,12 +398,132 @@ def test_trl_trains_two_rows_as_their_documents_alone(two_rows, weights_file, tm
             WeightedSFTTrainer(tiny_model(), arguments(tmp_path, trl.SFTConfig, **{option: True}))
 
 
-def test_a_hugging_face_dataset_holds_the_same_rows(dataset, directory):
-    shuffled = dataset.shuffle(2)[:7]
-    for theirs, ours in zip(hugging_face_dataset(shuffled), shuffled, strict=True):
-        assert theirs["input_ids"].tolist() == ours.input_ids.tolist()
-        assert theirs["seq_lengths"].tolist() == ours.seq_lengths.tolist()
-        assert theirs["loss_weights"].tolist() == ours.loss_weights.tolist()
-    assert len(hugging_face_dataset(directory)) == len(dataset)
-    with pytest.raises(UsageError, match="plain weights"):
-        hugging_face_dataset(exact_prep.open(directory, plain=True))
+@pytest.fixture(params=["column", "table", "column with a file", "table with a file", "plain"])
+def opened(request, directory, table_directory, weights_table):
+    """A dataset with its weights in each place, plain ones too."""
+    path = directory if request.param.startswith(("column", "plain")) else table_directory
+    if request.param == "plain":
+        return exact_prep.open(path, plain=True)
+    return exact_prep.open(path, weights=weights_table if request.param.endswith("file") else None)
+
+
+def assert_same_rows(theirs, ours):
+    assert len(theirs) == len(ours)
+    for one, other in zip(theirs, ours, strict=True):
+        assert one["input_ids"].tolist() == other.input_ids.tolist()
+        assert one["seq_lengths"].tolist() == other.seq_lengths.tolist()
+        assert one["doc_ids"].tolist() == other.doc_ids.tolist()
+        assert one["loss_weights"].tolist() == other.loss_weights.tolist()
+        assert one["loss_weights"].dtype == "float32"
+
+
+def test_a_hugging_face_dataset_holds_the_rows_and_weights_of_the_reader(opened):
+    assert_same_rows(hugging_face_dataset(opened), opened)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda rows: rows.shuffle(2)[:7],
+        lambda rows: rows[::-1],
+        lambda rows: rows[1:],
+        lambda rows: rows[2:9:3],
+        lambda rows: rows.select([3, 3, 0]),
+        lambda rows: rows.shard(1, 3),
+    ],
+    ids=["shuffled", "reversed", "without the first", "sliced", "repeated", "sharded"],
+)
+def test_a_hugging_face_dataset_keeps_the_order_of_rows(opened, order):
+    assert_same_rows(hugging_face_dataset(order(opened)), order(opened))
+
+
+def test_a_directory_becomes_a_hugging_face_dataset_with_its_own_weights(dataset, directory, table_directory):
+    for path in (directory, str(table_directory)):
+        assert_same_rows(hugging_face_dataset(path), dataset)
+
+
+def test_what_datasets_does_to_rows_changes_no_weight(opened):
+    rows, want = hugging_face_dataset(opened), [row.loss_weights.tolist() for row in opened]
+    assert [own.tolist() for own in rows[2:5]["loss_weights"]] == want[2:5]
+    assert [row["loss_weights"].tolist() for row in rows.select([4, 1])] == [want[4], want[1]]
+    split = rows.train_test_split(test_size=5, shuffle=False)
+    assert [row["loss_weights"].tolist() for row in split["test"]] == want[-5:]
+    assert [row["loss_weights"].tolist() for row in rows.take(3)] == want[:3]
+
+
+def test_no_view_of_some_columns_shows_other_weights(opened):
+    """Weights that are computed need the lengths of segments: without them there are none, and the collator says so."""
+    rows = hugging_face_dataset(opened)
+    if opened.has_stored_weights:
+        assert rows["loss_weights"][0].tolist() == opened[0].loss_weights.tolist()
+        return
+    assert "loss_weights" not in rows.column_names
+    with pytest.raises(UsageError, match="lacks loss_weights, seq_lengths"):
+        Collator()([rows.select_columns(["input_ids"])[0]])
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_of_a_data_loader_read_the_same_batches(opened, context):
+    shuffled = opened.shuffle(5)
+    loader = torch.utils.data.DataLoader(
+        hugging_face_dataset(shuffled),
+        batch_size=8,
+        collate_fn=Collator(),
+        num_workers=2,
+        multiprocessing_context=context,
+    )
+    batches = list(loader)
+    want = [Collator()(list(shuffled[first : first + 8])) for first in range(0, len(shuffled), 8)]
+    assert len(batches) == len(want)
+    for got, wanted in zip(batches, want, strict=True):
+        assert got.keys() == wanted.keys()
+        assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_trainer_trains_on_the_weights_wherever_they_are(weighed, tmp_path, workers):
+    path, table, file = weighed
+    rows = exact_prep.open(path, weights=table)[:4]
+    for given in (rows, hugging_face_dataset(rows)):
+        asked = arguments(tmp_path, dataloader_num_workers=workers)
+        assert_trains_as(WeightedTrainer(tiny_model(), asked, train_dataset=given), rows, file)
+
+
+# TRL passes arguments that Transformers renames.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_trl_trains_on_the_weights_wherever_they_are(weighed, tmp_path, workers):
+    trl = framework("trl")
+
+    class WeightedSFTTrainer(WeightedLossMixin, trl.SFTTrainer):
+        """As in the README."""
+
+    path, table, file = weighed
+    rows = exact_prep.open(path, weights=table).shuffle(1)[:4]
+    asked = arguments(tmp_path, trl.SFTConfig, max_length=16, dataloader_num_workers=workers)
+    trainer = WeightedSFTTrainer(
+        tiny_model(), asked, train_dataset=hugging_face_dataset(rows), processing_class=tokenizer()
+    )
+    assert_trains_as(trainer, rows, file)
+
+
+@pytest.mark.parametrize("loss_weights", ["column", "table"])
+def test_masked_targets_weigh_nothing_in_a_hugging_face_dataset(tmp_path, loss_weights):
+    def first_half(rows, row):
+        """Of the first segment; a row of one token has nothing to mask."""
+        length = int(rows.seq_lengths[rows.row_splits[row]])
+        return [(0, length // 2)] if length > 1 else []
+
+    path = write_dataset(tmp_path / "data", documents(40, 200), seq_len=SEQ_LEN, loss_weights=loss_weights)
+    weigh_dataset(mask_dataset(path, first_half), alpha=0.7)
+    for rows in (exact_prep.open(path), exact_prep.open(path, plain=True), exact_prep.open(path).shuffle(1)):
+        theirs = hugging_face_dataset(rows)
+        assert_same_rows(theirs, rows)
+        for row in theirs:
+            assert (row["loss_weights"][: int(row["seq_lengths"][0]) // 2] == 0).all()
+        batch = Collator()([theirs[row] for row in range(len(theirs))])
+        assert ((batch["loss_weights"] > 0) == (batch["labels"] != -100)).all()
+    if loss_weights == "table":
+        with pytest.raises(UsageError, match="lacks loss_weights"):
+            Collator()([hugging_face_dataset(path).remove_columns("masked_runs")[0]])

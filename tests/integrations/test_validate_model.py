@@ -11,9 +11,9 @@ from oracle import framework
 
 from exact_prep.errors import UsageError
 from exact_prep.validation.arms import make_arm
-from exact_prep.validation.huggingface import load_model
-from exact_prep.validation.synthetic import VOCABULARY, SyntheticStream
-from exact_prep.validation.train import Schedule, train
+from exact_prep.validation.huggingface_model import load_model
+from exact_prep.validation.synthetic_data import VOCABULARY, SyntheticStream
+from exact_prep.validation.training import Schedule, train
 
 transformers = framework("transformers")
 
@@ -43,7 +43,7 @@ def test_a_hugging_face_model_trains_with_its_documents_apart(family, tmp_path):
     torch.manual_seed(0)
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "model")
     model = load_model(tmp_path / "model", VOCABULARY, length=256)
-    with pytest.raises(UsageError, match="knows 257 ids, the data have 258"):
+    with pytest.raises(UsageError, match="knows 257 ids, but the data have 258"):
         load_model(tmp_path / "model", VOCABULARY + 1, length=256)
     source = stream(3)
     load_model(tmp_path / "model", VOCABULARY, length=10_000)  # positions are relative
@@ -67,7 +67,7 @@ def test_dropout_is_the_same_in_every_arm_and_after_a_restart(tmp_path):
         train(model, source, make_arm(name, source.exposure, 128, 32), schedule, **options)
         return state(model)
 
-    with pytest.raises(UsageError, match=r"no position beyond 256, and is measured on documents of 257 tokens"):
+    with pytest.raises(UsageError, match=r"no position beyond 256, but would be measured on documents of 257 tokens"):
         load_model(tmp_path / "model", VOCABULARY, length=257)
     whole = run("uniform")
     assert all(map(torch.equal, whole, run("exact@0")))
@@ -82,6 +82,6 @@ def test_a_folder_without_a_model_is_refused_before_a_place_is_taken(tmp_path):
     command = [sys.executable, "-m", "exact_prep", "validate", "--out", out, "--model", tmp_path / "plain"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode in (1, 2), done.stderr
-    assert "holds no causal language model" in done.stderr
+    assert "contains no causal language model" in done.stderr
     assert "internal error" not in done.stderr
     assert not (out / "experiment.json").exists()

@@ -1,7 +1,7 @@
-"""Kills real runs at random moments, starts them again, and holds what comes out against an undisturbed run.
+"""Kills real runs at random moments, starts them again, and compares the result with that of an undisturbed run.
 
     python -m tests.soak --kills 200 --seed 1
 
-Each kill is SIGKILL: of the parent, of its whole process group, or of one worker. Moments are times after the start,
-or short after something has come to lie on disk, so that planning, tasks, publishing and weighing are all hit.
+Each kill is a SIGKILL: of the parent, of its whole process group, or of one worker. It comes at a random time after the
+start, or shortly after a certain file has appeared, so that planning, tasks, publishing and weighing are all hit.
 """

@@ -1,4 +1,4 @@
-"""The command line of the soak; see the package."""
+"""The command line of the soak test; see the package."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.soak.ordeal import ordeals, soak
+from tests.soak.scenarios import make_scenarios, soak
 from tests.tokenizer import train_tokenizer
 
 
 def main() -> None:
-    """Run the soak and print its figures."""
-    parser = argparse.ArgumentParser(description="Kill runs of exact-prep with SIGKILL and compare what comes out.")
+    """Run the soak test and print its counts."""
+    parser = argparse.ArgumentParser(description="Kill runs of exact-prep with SIGKILL and compare their results.")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
@@ -21,7 +21,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(Path(folder) / "tokenizer.json")
-        made = ordeals(
+        made = make_scenarios(
             Path(folder), tokenizer, files=arguments.files, documents=arguments.documents, workers=arguments.workers
         )
         print(f"seed {arguments.seed}")

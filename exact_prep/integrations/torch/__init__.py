@@ -1,10 +1,11 @@
 """Weighted training in PyTorch. Needs the extra `torch`.
 
-    data.py        Collator, Loader: rows to batches of tensors, workers, sharding, exact resume
+    data.py        Collator and Loader: rows to batches of tensors, with workers, sharding and exact resume
     loss.py        weighted_cross_entropy, linear_weighted_cross_entropy (never makes the full logits), denominator
+    head.py        computes the weighted loss at the output head of someone else's model (used by transformers.py)
     isolation.py   assert_documents_isolated: packed documents must not see each other
 
-A map-style dataset needs no wrapper: `DataLoader(exact_prep.open(DIR), collate_fn=Collator(), ...)`.
+For map-style loading no wrapper is needed: `DataLoader(exact_prep.open(DIR), collate_fn=Collator(), ...)`.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""Rows to batches of tensors: the collator, and a loader that shards over ranks and resumes exactly. No loss here."""
+"""Makes batches of tensors from rows: a collator, and a loader that shards over ranks and resumes exactly."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Batch = dict[str, torch.Tensor]
 
 
 class Collate(Protocol):
-    """Makes one batch of some rows."""
+    """Makes one batch from some rows."""
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """The batch; its tensors are fresh."""
+        """The batch; its tensors share no memory with the rows."""
         ...
 
 
@@ -35,14 +35,14 @@ class Collate(Protocol):
 class Collator:
     """Stacks B rows of L tokens into a batch for a causal language model.
 
-    input_ids int64[B, L], position_ids int64[B, L] (0 at each document and throughout padding), labels int64[B, L]
-    (-100 where the weight is 0), loss_weights float32[B, L]. Takes rows of `exact_prep.open` and, with the columns
-    input_ids, seq_lengths and loss_weights, those of a Hugging Face dataset. There is no attention mask on purpose:
-    with one, Hugging Face models ignore position_ids and documents see each other.
+    input_ids int64[B, L], position_ids int64[B, L] (0 at the start of each document and in all padding), labels
+    int64[B, L] (-100 where the weight is 0), loss_weights float32[B, L]. Accepts rows of `exact_prep.open`, and rows of
+    a Hugging Face dataset with the columns input_ids, seq_lengths and loss_weights. There is no attention mask on
+    purpose: with one, Hugging Face models ignore position_ids, and documents see each other.
     """
 
     align: Align = "target"
-    """`target` for trainers that shift labels themselves, `prediction` for those that want them shifted."""
+    """`target` for trainers that shift labels themselves, `prediction` for trainers that expect shifted labels."""
     cu_seqlens: bool = False
     """Add cu_seqlens int32[S + 1], the segment edges of the batch as one sequence of B * L tokens, and max_seqlen."""
     segment_ids: bool = False
@@ -53,7 +53,7 @@ class Collator:
         columns.check_align(self.align)
 
     def __call__(self, rows: Sequence[Row | Mapping[str, Any]]) -> Batch:
-        """The batch; UsageError if a row has not the columns, or rows differ in length."""
+        """The batch; raises UsageError if a row lacks a column, or rows differ in length."""
         made = collate(rows, align=self.align, cu_seqlens=self.cu_seqlens, segment_ids=self.segment_ids)
         return {name: torch.as_tensor(values) for name, values in made.items()}
 
@@ -61,12 +61,12 @@ class Collator:
 class BatchStream(IterableDataset):
     """The batches of a `BatchOrder` as an iterable dataset; give it to a DataLoader with `batch_size=None`.
 
-    Worker w of W makes the batches w, w + W, ..., which the DataLoader hands out in turn: the order of batches does
-    not depend on the number of workers.
+    Worker w of W makes the batches w, w + W, ..., and the DataLoader takes one from each worker in turn. So the order
+    of batches does not depend on the number of workers.
     """
 
     def __init__(self, dataset: PackedDataset, order: BatchOrder, collate: Collate) -> None:
-        """`order` is read, not advanced: a prefetched batch is not a used one."""
+        """`order` is read but not advanced, because a prefetched batch has not been used yet."""
         self.dataset, self.order, self.collate = dataset, order, collate
 
     def __iter__(self) -> Iterator[Batch]:
@@ -79,10 +79,11 @@ class BatchStream(IterableDataset):
 
 
 class Loader:
-    """Batches for one rank: shuffled, sharded, prefetched by workers, resumable to the batch.
+    """Batches for one rank: shuffled, sharded, prefetched by workers, resumable at any batch.
 
-    Iterating goes on where the last iteration stopped. `state_dict` counts the batches that were handed out, not those
-    prefetched; it is equal on all ranks, and a run may be resumed with other ranks, batch size or workers.
+    A new iteration continues where the last one stopped. `state_dict` counts the batches that were returned, not those
+    prefetched. It is equal on all ranks, and a run may be resumed with another number of ranks, batch size or number of
+    workers.
     """
 
     def __init__(
@@ -99,10 +100,10 @@ class Loader:
         pin_memory: bool = False,
         collate: Collate | None = None,
     ) -> None:
-        """`batch_size` is per rank; `rank` and `world_size` are those of torch.distributed where it is initialised.
+        """`batch_size` is per rank; `rank` and `world_size` default to those of torch.distributed if it is initialised.
 
-        Without `epochs` it never ends, and every batch is full. See `BatchOrder` for what happens at the end of one
-        that does.
+        Without `epochs` the loader never ends, and every batch is full. With `epochs`, see `BatchOrder` for the last
+        batch.
         """
         together = distributed.is_available() and distributed.is_initialized()
         self.order = BatchOrder(
@@ -124,9 +125,9 @@ class Loader:
             yield batch
 
     def state_dict(self) -> dict[str, int | None]:
-        """Where the loader stands; save it with the model."""
+        """The loader's position in the data; save it with the model."""
         return self.order.state_dict()
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Go on where `state` was taken; raises UsageError if that was another dataset or seed."""
+        """Continue from the position in `state`; raises UsageError if it belongs to another dataset or seed."""
         self.order.load_state_dict(state)

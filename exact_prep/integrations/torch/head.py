@@ -1,4 +1,4 @@
-"""The weighted loss of a model one does not own, computed where its output head is applied. No trainer here."""
+"""Computes the weighted loss inside someone else's model, where it applies its output head. Knows no trainer."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class HeadLoss:
-    """What was computed at the head during one forward pass."""
+    """The loss and logits computed at the head during one forward pass."""
 
     loss: Tensor | None = None
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    """The head's own output for the first token of each row, all that is made of the logits."""
+    """The head's own output for the first token of each row; no other logits are kept."""
 
-    def checked(self, logits: Tensor) -> Tensor:
-        """The loss, once it is certain that the model's `logits` are what its head gave.
+    def checked_loss(self, logits: Tensor) -> Tensor:
+        """The loss, after checking that the model's `logits` are the output of its head.
 
-        Raises UsageError if the model never used its head, or scales or caps what it gives: the loss would be that of
-        other logits.
+        Raises UsageError if the model did not use its head, or scales or caps the output: then the loss would be that
+        of other logits.
         """
-        if self.loss is None or not same(self.logits.float(), logits.float()):
+        if self.loss is None or not are_equal(self.logits.float(), logits.float()):
             raise UsageError(
-                "the model does not return what its output head gives (it scales or caps logits, or uses another "
-                "head), so the loss cannot be chunked over the head; set head_chunk = None"
+                "the model does not return the output of its head unchanged (it scales or caps logits, or uses another "
+                "head), so the loss cannot be computed in chunks at the head; set head_chunk = None"
             )
         return self.loss
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN for NaN: a run that diverged is no other head."""
+def are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal. NaN equals NaN: a diverged run does not mean that another head was used."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
@@ -47,10 +47,10 @@ def same(one: Tensor, other: Tensor) -> bool:
 def loss_at_head(
     head: Any, labels: Tensor, weights: Tensor, *, denominator: Tensor | float | None, chunk: int
 ) -> Iterator[HeadLoss]:
-    """Let `head`, an nn.Linear, compute the weighted loss of its input instead of full logits, while inside.
+    """Inside this context, `head` (an nn.Linear) computes the weighted loss of its input instead of the full logits.
 
-    The loss is computed inside the model's forward pass, where a sharded head (FSDP, ZeRO-3) is whole. Labels and
-    weights are aligned with targets. Raises UsageError for a head that is no plain linear layer.
+    The loss is computed during the model's forward pass, while a sharded head (FSDP, ZeRO-3) is gathered. Labels and
+    weights are aligned with targets. Raises UsageError if the head is not a plain linear layer.
     """
     # Not isinstance: a LoRA or quantised layer computes more than hidden @ weight.
     if type(head) is not nn.Linear:

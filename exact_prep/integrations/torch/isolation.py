@@ -1,4 +1,4 @@
-"""The check that documents packed into one row do not see each other. Works on any model, by trying."""
+"""Checks by experiment, on any model, that documents packed into one row do not see each other."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ def assert_documents_isolated(
     forward: Callable[[dict[str, Tensor]], Any] | None = None,
     tolerance: float = 1e-3,
 ) -> float:
-    """Raise UsageError if a document of `batch` moves the logits of another document of its row.
+    """Raise UsageError if a document of `batch` changes the logits of another document in its row.
 
-    Every second document is replaced by other tokens, then the ones between: the logits of the untouched ones must not
-    move by more than `tolerance` (a leak moves them by about 1). `batch` is what the Collator makes; documents are
-    told by its position_ids. `forward` maps a batch to logits[B, L, V], or to something with `.logits`; by default
-    it is the model, called with the batch less labels and weights, and `use_cache=False` where it has a config (a
-    Hugging Face model that makes a cache does not isolate). Where no row holds two documents, each is taken for two.
-    Returns the largest movement seen.
+    Every second document is replaced by other tokens, then the documents between them. The logits of the unchanged
+    documents must not move by more than `tolerance` (a leak moves them by about 1). Returns the largest movement.
+
+    `batch` is the output of the Collator; documents start where its position_ids are 0. If no row has two documents and
+    the model gets only input_ids and position_ids, each row is split into two. `forward` maps a batch to
+    logits[B, L, V], or to an object with `.logits`. By default it calls the model with the batch without labels,
+    weights and segment_ids, and with `use_cache=False` if the model has a config (a Hugging Face model that makes a
+    cache does not isolate documents).
     """
     inputs = {name: values for name, values in batch.items() if name not in NOT_FORWARDED}
     cache = {"use_cache": False} if hasattr(model, "config") else {}
@@ -63,7 +65,7 @@ def assert_documents_isolated(
 def _movement(
     forward: Callable[[dict[str, Tensor]], Any], inputs: dict[str, Tensor], before: Tensor, changed: Tensor
 ) -> tuple[float, float]:
-    """How far logits move when the tokens at `changed[B, L]` are others: there, and elsewhere."""
+    """How far logits move when the tokens at `changed[B, L]` are replaced: (at these tokens, at all others)."""
     known, ids = inputs["input_ids"].unique(return_inverse=True)
     others = known.roll(1)[ids] if known.numel() > 1 else inputs["input_ids"] + 1
     after = _logits(forward({**inputs, "input_ids": torch.where(changed, others, inputs["input_ids"])}))

@@ -1,7 +1,7 @@
-"""Weighted cross-entropy: sum of weight * CE over sum of weights (arXiv 2605.10544), whole or chunked over the head.
+"""Weighted cross-entropy: sum of weight * CE, divided by the sum of weights (arXiv 2605.10544); plain or in chunks.
 
-The denominator decides what is trained. Over gradient accumulation and ranks it must be the sum over all of them
-(`denominator`): a mean of means lets a microbatch of short documents count as much as one of long ones.
+The denominator matters. With gradient accumulation and several ranks, it must be the sum over all of them (see
+`denominator`). With a mean of means, a microbatch of short documents would count as much as one of long documents.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from exact_prep.reader.columns import Align
 
 CHUNK = 1024
-"""Targets per chunk of the linear loss: 1024 * 152K fp32 logits are 0.6 GB, and the matrix product is at full speed."""
+"""Targets per chunk of the linear loss: 1024 * 152K fp32 logits take 0.6 GB, enough for full matrix-product speed."""
 
 
 def weighted_cross_entropy(
@@ -32,11 +32,11 @@ def weighted_cross_entropy(
     denominator: Tensor | float | None = None,
     align: Align = "target",
 ) -> Tensor:
-    """Sum of weight * cross-entropy over `denominator`, in float32; 0 if no target has weight.
+    """Sum of weight * cross-entropy, divided by `denominator`, in float32; 0 if no target has weight.
 
-    `logits[..., L, V]`, `labels[..., L]` (-100 carries no loss), `weights[..., L]`. With `align="target"` labels and
-    weights belong to the targets, and are shifted here; with "prediction" they came shifted. `denominator` is the sum
-    of weights of this call unless given. Raises UsageError if shapes differ.
+    `logits[..., L, V]`, `labels[..., L]` (-100 carries no loss), `weights[..., L]`. With `align="target"`, labels and
+    weights are aligned with targets and are shifted here; with "prediction" they are already shifted. The default of
+    `denominator` is the sum of weights of this call. Raises UsageError if shapes differ.
     """
     labels, weights = _aligned(logits.shape[:-1], labels, weights, align)
     losses = functional.cross_entropy(
@@ -56,11 +56,11 @@ def linear_weighted_cross_entropy(
     align: Align = "target",
     chunk: int = CHUNK,
 ) -> Tensor:
-    """`weighted_cross_entropy(hidden @ head.T + bias, ...)` without ever making more than `chunk` rows of logits.
+    """`weighted_cross_entropy(hidden @ head.T + bias, ...)` that never has more than `chunk` rows of logits in memory.
 
-    `hidden[..., L, H]`, `head[V, H]`, `bias[V]`. Targets without weight are skipped. The gradient is computed in the
-    forward pass, so that logits are made once: peak memory is about 2 * chunk * V * 4 bytes, and two float32
-    gradients of the head.
+    `hidden[..., L, H]`, `head[V, H]`, `bias[V]`. Targets without weight are skipped. Gradients are computed in the
+    forward pass, so that logits are computed only once. Peak memory is about 2 * chunk * V * 4 bytes, plus two float32
+    gradients of the head. Raises UsageError if shapes differ or `chunk` is below 1.
     """
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}; it must be at least 1 target")
@@ -70,7 +70,7 @@ def linear_weighted_cross_entropy(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, head = hidden.to(dtype), head.to(dtype)
     chosen = hidden.flatten(0, -2).index_select(0, kept)
-    # Divided afterwards: gradients of single targets over a denominator of 100K are below what float16 holds.
+    # Divide afterwards: a single target's gradient divided by 100K would be too small for float16.
     loss: Tensor = _LinearLoss.apply(chosen, head, bias, labels.flatten()[kept], weights.flatten()[kept], chunk)
     return loss / _divisor(weights, denominator)
 
@@ -78,12 +78,12 @@ def linear_weighted_cross_entropy(
 def denominator(
     weights: Iterable[Tensor], *, align: Align = "target", averaged: bool = True, group: Any = None
 ) -> Tensor:
-    """The denominator of every microbatch of one optimizer step, over all ranks: pass it to the losses above.
+    """The denominator for all microbatches of one optimizer step, over all ranks: pass it to the losses above.
 
     `weights` are the `loss_weights[..., L]` of this rank's microbatches (or `labels != -100` to divide by the number
-    of supervised targets). DDP and FSDP average gradients over ranks, so the sum comes divided by the number of ranks;
-    `averaged=False` is for trainers that sum them. Every rank must call it, and with `align="target"` the row's first
-    token does not count.
+    of supervised targets). DDP and FSDP average gradients over ranks, so the sum is divided by the number of ranks;
+    pass `averaged=False` for trainers that sum gradients. Every rank must call this function. With `align="target"`,
+    the first token of a row is not counted. Raises UsageError if there are no microbatches.
     """
     check_align(align)
     parts = [own[..., 1:] if align == "target" else own for own in weights]
@@ -98,15 +98,17 @@ def denominator(
 
 
 def _aligned(shape: torch.Size, labels: Tensor, weights: Tensor, align: Align) -> tuple[Tensor, Tensor]:
-    """Labels and float32 weights of the predictions; a label without weight is ignored, and the other way round."""
+    """Labels and float32 weights, aligned with predictions; targets without label or without weight are ignored."""
     check_align(align)
     if not shape == labels.shape == weights.shape:
         raise UsageError(
-            f"logits or hidden states for {tuple(shape)} tokens, labels {tuple(labels.shape)} and weights "
-            f"{tuple(weights.shape)} must agree"
+            f"the shapes of logits or hidden states (without the last dimension) {tuple(shape)}, labels "
+            f"{tuple(labels.shape)} and weights {tuple(weights.shape)} must agree"
         )
     if weights.is_floating_point() is False:
-        raise UsageError(f"weights are {weights.dtype}: an integer type has lost the weights; keep them floating point")
+        raise UsageError(
+            f"weights are {weights.dtype}: an integer type has lost the weights; pass floating-point weights"
+        )
     if align == "target":
         labels = functional.pad(labels[..., 1:], (0, 1), value=IGNORED)
         weights = functional.pad(weights[..., 1:], (0, 1))
@@ -120,7 +122,7 @@ def _divisor(weights: Tensor, given: Tensor | float | None) -> Tensor:
 
 
 class _LinearLoss(torch.autograd.Function):
-    """Sum over targets of weight * cross-entropy, gradients and all, chunk by chunk."""
+    """Sum over targets of weight * cross-entropy, computed chunk by chunk together with its gradients."""
 
     @staticmethod
     def forward(
@@ -140,7 +142,7 @@ class _LinearLoss(torch.autograd.Function):
                 loss += ((norms - logits.gather(1, targets)).squeeze(1) * weights[here]).sum()
                 if grad_hidden is None and grad_head is None and grad_bias is None:
                     continue
-                # d loss / d logits = weight * (softmax - one at the target), made in place of the logits.
+                # d loss / d logits = weight * (softmax - one-hot of the target), computed in place of the logits.
                 grads = logits.sub_(norms).exp_().mul_(weights[here, None])
                 grads.scatter_add_(1, targets, -weights[here, None])
                 if grad_bias is not None:

@@ -1,4 +1,4 @@
-"""dolma: its `tokens` command, as a user would call it."""
+"""dolma: the `tokens` command, as a user would call it."""
 
 import json
 import subprocess

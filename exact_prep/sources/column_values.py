@@ -1,0 +1,364 @@
+"""What Parquet, Arrow and hub datasets share: columns are chosen, and their rows become documents. Opens no file.
+
+Rows are given in runs of bounded size (`Rows`), with the column of texts or token ids and, if source labels come from
+the records, the column of labels. Rows that are empty, null or not UTF-8 are accounted for. Rows count from 0, as
+pyarrow's do.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from exact_prep.batches import TextBatch
+from exact_prep.errors import SourceError
+from exact_prep.sources.batching import BATCH_BYTES, MAX_ID, count_utf8_bytes, number_records, reject
+from exact_prep.sources.labels import NO_LABEL, BadLabel, label_field, spell_label
+from exact_prep.sources.long_texts import LONG, cut_utf8, make_batches
+from exact_prep.sources.streams import Damaged, check_unchanged
+from exact_prep.stores.local import explained
+from exact_prep.zero_copy import as_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from exact_prep.batches import Rejected
+    from exact_prep.sources.batching import Part
+
+
+ROWS = 1 << 11
+"""Rows decoded at once, at most: where rows repeat a few long strings, a file's size says little about its text's."""
+
+PACKED = b"exact_prep"
+"""A key in the schema metadata of our own shards, and of nobody else's."""
+
+BINARY_TWINS = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+"""The type that has a string type's layout without its promise of UTF-8."""
+
+
+class Rows(NamedTuple):
+    """Some rows of a file."""
+
+    column: pa.Array
+    """The texts, or the token ids."""
+    labels: pa.Array | None
+    """What labels are made from; None if labels do not come from the records, or the file has no such column."""
+    first: int
+    """Number of the first row in the file."""
+    consumed: int
+    """Bytes of the file that these rows account for."""
+
+
+class Columns(NamedTuple):
+    """Which columns of a file are read."""
+
+    name: str
+    """The column of texts or token ids."""
+    label: str | None
+    """The column of labels, if there is one."""
+
+    def names(self) -> list[str]:
+        """All of them, none twice."""
+        return [self.name] if self.label in (None, self.name) else [self.name, self.label]
+
+    def rows(self, batch: pa.RecordBatch, first: int, consumed: int) -> Rows:
+        """The rows of a record batch that has these columns."""
+        labels = None if self.label is None else batch.column(self.label)
+        return Rows(batch.column(self.name), labels, first, consumed)
+
+
+class Opened(NamedTuple):
+    """A slice of a file, ready to be read."""
+
+    first: int
+    """Number of the slice's first row in the file."""
+    share: int
+    """Bytes of the file that the slice accounts for."""
+    rows: Iterator[Rows]
+
+
+@contextmanager
+def reading(part: Part) -> Iterator[None]:
+    """Turn what pyarrow raises for bytes it cannot read into Damaged.
+
+    Raises StorageError if the device fails, and SourceError if there is too little memory, which is not the file's
+    fault.
+    """
+    try:
+        with explained("read", part.path):
+            check_unchanged(part.file, part.path)
+            try:
+                yield
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                raise Damaged(f"pyarrow cannot read it: {error}") from error
+    except MemoryError as error:
+        raise SourceError(f"{part.name} needs more memory than there is ({error});\nuse fewer workers") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise Damaged(f"pyarrow cannot read it: {error}") from error
+
+
+def read_columns(part: Part, open_slice: Callable[[Part], Opened]) -> Iterator[TextBatch]:
+    """The documents of a slice, batch by batch."""
+    as_ids = part.options.ids_field is not None
+    convert = read_ids if as_ids else read_texts
+    opened = Opened(first=0, share=part.file.bytes, rows=iter(()))
+    row = consumed = 0
+    try:
+        opened = open_slice(part)
+        row = opened.first
+        for rows in opened.rows:
+            if not as_ids and is_long(rows.column):
+                yield from read_long_texts(part, rows, opened.first)
+            else:
+                yield convert(part, rows, opened.first)
+            row += len(rows.column)
+            consumed += rows.consumed
+        yield TextBatch(records=np.empty(0, np.int64), bytes_read=opened.share - consumed)
+    except Damaged as damage:
+        rejected = reject(part, row - opened.first, f"row {row} on", str(damage))
+        rest = opened.share - consumed
+        yield TextBatch(records=np.empty(0, np.int64), read=1, rejected=(rejected,), bytes_read=rest)
+
+
+def pick_columns(part: Part, schema: pa.Schema) -> Columns:
+    """The columns that the options ask for.
+
+    Raises SourceError unless there is exactly one column of texts or ids, with a type that holds them, and at most
+    one of labels.
+    """
+    ids = part.options.ids_field is not None
+    name = part.options.ids_field if part.options.ids_field is not None else part.options.text_field
+    option = "--ids-field" if ids else "--text-field"
+    if ids and PACKED in (schema.metadata or {}):
+        raise SourceError(
+            f"{part.name} is a shard that exact-prep packed: its rows are pieces of documents, and padding;\n"
+            "pack the corpus that it was made from"
+        )
+    kind = schema.field(find_column(part, schema, name, option)).type
+    if not (is_ids(kind) if ids else is_text(kind)):
+        wanted = "lists of integers" if ids else "text"
+        raise SourceError(f"{part.name}: column {name!r} holds {kind}, not {wanted};\nname another with {option}")
+    label = label_field(part.options)
+    if label is None or not schema.get_all_field_indices(label):
+        return Columns(name, None)
+    find_column(part, schema, label, "--source-from")
+    return Columns(name, label)
+
+
+def find_column(part: Part, schema: pa.Schema, name: str, option: str) -> int:
+    """Index of the column `name`, which `option` asks for; raises SourceError unless there is exactly one."""
+    found = schema.get_all_field_indices(name)
+    if len(found) == 1:
+        return found[0]
+    problem = "there is no column" if not found else f"there are {len(found)} columns"
+    try:
+        there = ", ".join(map(repr, schema.names)) or "none"
+    except UnicodeDecodeError as error:
+        raise Damaged(f"the name of a column is not UTF-8 ({error.reason})") from error
+    raise SourceError(f"{part.name}: {problem} {name!r};\nname one with {option}, there is: {there}")
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings, or nothing but nulls."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    types = pa.types
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
+
+
+def is_ids(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of integers."""
+    types = pa.types
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return lists and types.is_integer(kind.value_type)
+
+
+def holds_labels(kind: pa.DataType) -> bool:
+    """Whether values of this type give labels: strings, numbers, booleans, or nothing but nulls."""
+    if pa.types.is_dictionary(kind):
+        return holds_labels(kind.value_type)
+    types = pa.types
+    return is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+
+
+def count_rows_at_once(size: int, rows: int) -> int:
+    """Rows that hold about BATCH_BYTES, if `rows` of them hold `size` bytes."""
+    return min(max(BATCH_BYTES * rows // max(size, 1), 1), ROWS)
+
+
+def split_in_proportion(weights: list[int], size: int) -> np.ndarray:
+    """Edges of parts in proportion to `weights[G]` that add up to `size`, int64[G + 1]; without weights one part."""
+    edges = np.concatenate([[0], np.cumsum(np.maximum(weights or [1], 1))])
+    return (edges / float(edges[-1]) * size).astype(np.int64)
+
+
+def read_texts(part: Part, rows: Rows, origin: int) -> TextBatch:
+    """The strings of a column as documents; records count from row `origin`."""
+    values = decode_strings(rows.column)
+    left_out: list[int] = []
+    rejected: list[Rejected] = []
+    labels = read_labels(part, rows)
+    if labels is not None or not all(values) or not all(type(value) is str for value in values):
+        for row, value in enumerate(values, rows.first):
+            good = value.__class__ is str and value
+            if good and (labels is None or labels[row - rows.first].__class__ is str):
+                continue
+            left_out.append(row - origin)
+            if good and labels is not None:
+                rejected.append(reject(part, row - origin, f"row {row}", str(labels[row - rows.first])))
+            elif value != "":
+                reason = f"column {part.options.text_field!r} is " + ("null" if value is None else "not UTF-8")
+                rejected.append(reject(part, row - origin, f"row {row}", reason))
+    records = number_records(rows.first - origin, len(rows.column), left_out)
+    if left_out:
+        kept = (records + (origin - rows.first)).tolist()
+        values = [values[row] for row in kept]
+        labels = None if labels is None else [labels[row] for row in kept]
+    return TextBatch(
+        texts=values,
+        labels=labels,
+        records=records,
+        read=len(rows.column),
+        empty=len(left_out) - len(rejected),
+        rejected=tuple(rejected),
+        bytes_read=rows.consumed,
+        text_bytes=count_utf8_bytes(values),
+    )
+
+
+def read_labels(part: Part, rows: Rows) -> list[Any] | None:
+    """The label of each row, or the BadLabel that says why it has none; None if labels do not come from records."""
+    if (name := label_field(part.options)) is None:
+        return None
+    if rows.labels is None:
+        return [NO_LABEL] * len(rows.column)
+    if holds_labels(rows.labels.type):
+        values = decode_strings(rows.labels)
+    else:
+        # Not decoded: a timestamp, for instance, may be beyond Python's.
+        values = [() if valid else None for valid in rows.labels.is_valid().to_pylist()]
+    labels: list[Any] = []
+    for value in values:
+        try:
+            labels.append(spell_label(value, f"column {name!r}"))
+        except BadLabel as reason:
+            labels.append(reason)
+    return labels
+
+
+def is_long(column: pa.Array) -> bool:
+    """Whether a value may be too long to become a string: judged by sizes alone, which costs nothing."""
+    if not len(column) or pa.types.is_dictionary(column.type):
+        return False
+    if pa.types.is_string_view(column.type):
+        # Rows share buffers, which `nbytes` counts whole for any of them.
+        return int(string_views(column)[:, 0].sum(dtype=np.int64)) >= LONG
+    return column.nbytes >= LONG
+
+
+def string_views(column: pa.Array) -> np.ndarray:
+    """Size, prefix, buffer and place in it of every value of a column of string views, int32[D, 4]."""
+    return np.frombuffer(column.buffers()[1], np.int32).reshape(-1, 4)[column.offset :][: len(column)]
+
+
+def long_value(column: pa.Array) -> memoryview | None:
+    """The bytes of a column's only value, not copied as a scalar would be; None if it is null or short."""
+    if column.null_count:
+        return None
+    _, places, *data = column.buffers()
+    if pa.types.is_string_view(column.type):
+        size, _, buffer, start = string_views(column)[0].tolist()
+    else:
+        edges = np.frombuffer(places, np.int64 if pa.types.is_large_string(column.type) else np.int32)
+        buffer, (start, stop) = 0, edges[column.offset :][:2].tolist()
+        size = stop - start
+    return memoryview(data[buffer])[start : start + size] if size >= LONG else None
+
+
+def read_long_texts(part: Part, rows: Rows, origin: int) -> Iterator[TextBatch]:
+    """As `read_texts`, one row per batch, and long rows in pieces."""
+    share = rows.consumed
+    for row in range(len(rows.column)):
+        labels = None if rows.labels is None else rows.labels.slice(row, 1)
+        one = Rows(rows.column.slice(row, 1), labels, rows.first + row, share)
+        label = read_labels(part, one)
+        value = long_value(one.column) if label is None or label[0].__class__ is str else None
+        pieces = None if value is None else cut_utf8(value)
+        if pieces is None:
+            batches = iter([read_texts(part, one, origin)])
+        else:
+            batches = make_batches(pieces, one.first - origin, None if label is None else label[0])
+        for batch in batches:
+            yield replace(batch, bytes_read=share)
+            share = 0
+
+
+def decode_strings(column: pa.Array) -> list[Any]:
+    """A column's values as Python's; None for a null, bytes for a string that is not UTF-8."""
+    if isinstance(column, pa.DictionaryArray):
+        indices, size = column.indices.to_pylist(), len(column.dictionary)
+        if not all(index is None or 0 <= index < size for index in indices):
+            raise Damaged(f"an index lies outside the dictionary of {size} values")
+        values = {index: decode_strings(column.dictionary.slice(index, 1))[0] for index in {*indices} - {None}}
+        return [None if index is None else values[index] for index in indices]
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [decode_utf8(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def decode_utf8(value: bytes | None) -> str | bytes | None:
+    """The bytes as a string, or as they are if they are not UTF-8."""
+    try:
+        return value if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def read_ids(part: Part, rows: Rows, origin: int) -> TextBatch:
+    """The token ids of a column of lists as documents; records count from row `origin`."""
+    column = rows.column
+    null = column.is_null().to_numpy(zero_copy_only=False)
+    lengths = list_lengths(column, null)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    flat = column.flatten()
+    values = flat.fill_null(0).to_numpy(zero_copy_only=False)
+    wrong = flat.is_null().to_numpy(zero_copy_only=False) | (values < 0) | (values >= MAX_ID)
+    bad = null.copy()
+    bad[np.searchsorted(offsets, np.flatnonzero(wrong), side="right") - 1] = True
+    reasons = {
+        row: f"column {part.options.ids_field!r} "
+        + ("is null" if null[row] else "holds a null or an id outside [0, 2**31)")
+        for row in np.flatnonzero(bad).tolist()
+    }
+    labels = read_labels(part, rows)
+    for row, label in enumerate(labels or ()):
+        if label.__class__ is not str and lengths[row] and not bad[row]:
+            bad[row], reasons[row] = True, str(label)
+    rejected = tuple(
+        reject(part, rows.first - origin + row, f"row {rows.first + row}", reasons[row]) for row in sorted(reasons)
+    )
+    kept = ~bad & (lengths > 0)
+    return TextBatch(
+        ids=values[np.repeat(kept, lengths)].astype(np.int32),
+        id_offsets=np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64),
+        labels=None if labels is None else [labels[row] for row in np.flatnonzero(kept).tolist()],
+        records=rows.first - origin + np.flatnonzero(kept),
+        read=len(column),
+        empty=int((~bad & (lengths == 0)).sum()),
+        rejected=rejected,
+        bytes_read=rows.consumed,
+    )
+
+
+def list_lengths(column: pa.Array, null: np.ndarray) -> np.ndarray:
+    """Values per list, int64[D]; 0 for a null list, whose values `flatten` leaves out."""
+    if pa.types.is_fixed_size_list(column.type):
+        return np.where(null, 0, column.type.list_size)
+    return np.where(null, 0, np.diff(as_numpy(column.offsets)))

@@ -1,0 +1,134 @@
+"""What is packed: files in reading order with the options that say how to read them. The face of this folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from exact_prep.records.work import InputFile, Slice
+from exact_prep.sources.formats import FORMATS, read_slice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from exact_prep.batches import TextBatch
+    from exact_prep.records.options import SourceOptions
+    from exact_prep.sources.batching import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The files of a corpus, or of one task of it, and how to read them. Reads no file until it is asked to."""
+
+    files: tuple[InputFile, ...]
+    """In the order in which they are read: by absolute path."""
+    options: SourceOptions
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Files in directories and globs that are not read, counted by suffix; `hidden`: the name begins with a dot."""
+    stdin: Path | None = None
+    """Where standard input was written, if one input is `-`."""
+
+    def plan_tasks(self) -> tuple[tuple[Slice, ...], ...]:
+        """The slices that each task reads; every byte of every file is in exactly one.
+
+        A task has about 1/512 of the corpus, at least 32 MiB, and at most 512 MiB or 1/7,500 of the corpus, as far as
+        its files can be cut. Raises UsageError if `task_bytes` would make too many tasks, StorageError, and
+        SourceError if a file has changed.
+        """
+        from exact_prep.sources.slices import plan_tasks
+
+        return plan_tasks([self.part(Slice(file=index)) for index in range(len(self.files))])
+
+    def read(self, slices: Sequence[Slice]) -> Iterator[TextBatch]:
+        """The documents of one task in order, in batches of about 4 MiB; see TextBatch.
+
+        Raises SourceError for a bad document under `on_error="stop"`, for a missing field or column of a whole file,
+        and for a file that has changed since it was found; StorageError for one that cannot be read.
+        """
+        from exact_prep.sources.batching import join_batches, place_in_task
+
+        def batches() -> Iterator[TextBatch]:
+            first = 0
+            for one in slices:
+                count = 0
+                label = self.files[one.file].source
+                for batch in read_slice(self.part(one)):
+                    yield place_in_task(batch, first, label)
+                    count += batch.read
+                first += count
+
+        yield from join_batches(batches())
+
+    def locate(self, records: Sequence[int], slices: Sequence[Slice]) -> list[tuple[str, str]]:
+        """(file, place) of some records of a task, given by their numbers, ascending: `("a.jsonl", "line 12")`.
+
+        Reads the task again: meant for a message, or for the few documents that were skipped.
+        """
+        options = self.options.model_copy(update={"on_error": "reject"})
+        found: list[tuple[str, str]] = []
+        first = 0
+        for one in slices:
+            if len(found) == len(records):
+                break
+            part = replace(self.part(one), options=options)
+            count = sum(batch.read for batch in read_slice(part))
+            while len(found) < len(records) and records[len(found)] < first + count:
+                found.append((part.name, describe_place(part, records[len(found)] - first)))
+            first += count
+        return found
+
+    def sample_texts(self, *, budget: int = 1 << 20) -> list[str]:
+        """Some texts from all over the corpus, about `budget` bytes; none where the corpus consists of token ids.
+
+        Skips bad documents and files that cannot be read: the run reports them.
+        """
+        from exact_prep.sources.samples import sample_texts
+
+        return sample_texts([self.part(Slice(file=index)) for index in range(len(self.files))], budget)
+
+    def only(self, slices: Sequence[Slice]) -> tuple[Inputs, tuple[Slice, ...]]:
+        """The files of one task alone, and its slices numbered to match: a worker is not sent a million files."""
+        first = min(one.file for one in slices)
+        last = max(one.file for one in slices)
+        renumbered = tuple(one.model_copy(update={"file": one.file - first}) for one in slices)
+        return replace(self, files=self.files[first : last + 1], left_out={}), renumbered
+
+    def part(self, one: Slice) -> Part:
+        """A slice with all that its reader needs to know."""
+        from exact_prep.sources.batching import Part
+
+        file = self.files[one.file]
+        if file.path != "-":
+            return Part(file=file, slice=one, options=self.options)
+        if self.stdin is None:
+            raise ValueError("one input is standard input, and `stdin` does not say where it was written")
+        return Part(file=file, slice=one, options=self.options, spool=self.stdin)
+
+
+def find_inputs(
+    inputs: Sequence[str], options: SourceOptions, *, exclude: Path | None = None, stdin: Path | None = None
+) -> Inputs:
+    """Files, directories, globs, `-` and `hf://` names as files in order; raises UsageError or StorageError.
+
+    The same set of files gives the same files in the same order however it is named. `stdin` is where the input `-`
+    was written; without it, `-` has 0 bytes and cannot be read. Files below `exclude`, where the output goes, are not
+    read: they are skipped in directories and globs, and an error if the user named them.
+    """
+    from exact_prep.sources.discovery import find_files
+
+    files, left_out = find_files(inputs, options, exclude)
+    if stdin is not None:
+        size = stdin.stat().st_size
+        files = tuple(file.model_copy(update={"bytes": size}) if file.path == "-" else file for file in files)
+    return Inputs(files=files, options=options, left_out=left_out, stdin=stdin)
+
+
+def describe_place(part: Part, index: int) -> str:
+    """Where a record of a slice, counted from 0, is in its file, as a person would look for it."""
+    row = FORMATS[part.file.format]
+    place = f"{row.record} {row.first_record + index}"
+    # A shard's number is in the name of the file.
+    if part.slice.start == 0 or row.unit == "shard":
+        return place
+    return f"{place} from {row.unit} {part.slice.start} on"

@@ -1,0 +1,105 @@
+"""What became of the documents of one task: counted, and those that are skipped listed with place and reason."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+from exact_prep.errors import LedgerError
+from exact_prep.records.manifest import DocumentCounts, TokenLedger
+from exact_prep.stores.local import explained, sync_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from exact_prep.batches import Rejected, TextBatch, TokenBatch
+
+
+class Documents:
+    """What one task read and encoded, counted."""
+
+    def __init__(self, rejected: RejectedList) -> None:
+        """`rejected` takes the documents that are skipped."""
+        self.text_bytes = 0
+        self.ledger = TokenLedger()
+        self.nameless: list[Rejected] = []
+        """What the tokenizer skipped, in order, without file and place."""
+        self._rejected = rejected
+        self._records = self._empty = self._packed = 0
+
+    def read(self, texts: TextBatch) -> None:
+        """Count the records of a batch."""
+        self._records += texts.read
+        self._empty += texts.empty
+        self.text_bytes += texts.text_bytes
+        self._rejected.add(texts.rejected)
+
+    def encoded(self, tokens: TokenBatch) -> None:
+        """Count the tokens of a batch."""
+        self._packed += tokens.documents
+        self._empty += tokens.empty
+        self.nameless += tokens.rejected
+        self.ledger = TokenLedger(
+            text_tokens=self.ledger.text_tokens + tokens.text_tokens,
+            bos_tokens=self.ledger.bos_tokens + tokens.bos_tokens,
+            eos_tokens=self.ledger.eos_tokens + tokens.eos_tokens,
+        )
+
+    def counts(self) -> DocumentCounts:
+        """The counts; raises LedgerError if a record is unaccounted for."""
+        counts = DocumentCounts(
+            records=self._records, packed=self._packed, empty=self._empty, rejected=self._rejected.count
+        )
+        if counts.records != counts.packed + counts.empty + counts.rejected:
+            raise LedgerError(f"records read and records accounted for differ, please report this: {counts!r}")
+        return counts
+
+
+class RejectedList:
+    """The documents that one task skips, one JSON object per line: source, place, reason.
+
+    Written as they come: a file with only bad lines takes no more memory than any other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        """Documents so far."""
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RejectedList:
+        """Nothing is written before there is something to say."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close and remove the file if it was not finished."""
+        if self._file:
+            # On a full disk closing fails as well, and would hide why the task ends.
+            with suppress(OSError):
+                self._file.close()
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+    def add(self, rejected: Sequence[Rejected]) -> None:
+        """Append documents; raises StorageError."""
+        if not rejected:
+            return
+        self.count += len(rejected)
+        with explained("write", self.path):
+            if self._file is None:
+                self._file = self.path.open("w", encoding="utf-8", newline="\n")
+            for item in rejected:
+                line = {"source": item.source, "place": item.place, "reason": item.reason}
+                self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def close(self) -> bool:
+        """Sync and close the list; whether there is one. Raises StorageError."""
+        if self._file is None:
+            return False
+        with explained("write", self.path):
+            self._file.close()
+        self._file = None
+        sync_file(self.path)
+        return True

@@ -1,0 +1,105 @@
+"""Measures a trained model of an experiment; says before the first run what cannot be measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exact_prep.dataset import TOKENIZER, open_dataset
+from exact_prep.errors import UsageError
+from exact_prep.validation import harness, nolima, probes, ruler
+from exact_prep.validation.synthetic_data import SyntheticStream, make_document
+from exact_prep.validation.training_batches import make_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from exact_prep.validation.jobs import Experiment, Job
+
+
+def measure(job: Job, model: nn.Module) -> dict[str, float]:
+    """Take all measures of a trained model. The held-out data are the same for every arm and seed."""
+    experiment, tier = job.experiment, job.experiment.tier
+    device = experiment.device
+    if experiment.data is None:
+        length = 2 * tier.seq_len
+        rng = np.random.default_rng(4242)
+        held_out = [
+            make_batch([(make_document(rng, length)[0], np.array([length], np.int32))]) for _ in range(tier.held_out)
+        ]
+        mixture = SyntheticStream(seq_len=tier.seq_len, rows_per_step=1, steps=tier.held_out, seed=4242)
+        rows = [mixture.batch(step) for step in range(tier.held_out)]
+        losses = probes.loss_by_bucket(model, held_out, device)
+        if tier.short_documents:
+            rng = np.random.default_rng(4243)
+            short = make_batch(
+                [(make_document(rng, 8)[0], np.array([8], np.int32)) for _ in range(tier.short_documents)]
+            )
+            losses["loss 0-7"] = probes.loss_by_bucket(model, [short], device)["loss 0-7"]
+        return {
+            **losses,
+            **probes.mixture_loss(model, rows, job.tail_from, device),
+            **probes.recall_by_distance(model, length, tier.held_out, 4242, device),
+            **probes.evidence_ablation(model, tier.distances, 4242, device, questions=tier.questions),
+        }
+    stream, held_out = job.corpus
+    measures = probes.loss_by_bucket(model, held_out, device)
+    measures |= probes.mixture_loss(model, held_out, job.tail_from, device)
+    codec = load_codec(experiment.data)
+    if codec and tier.ruler_items:
+        lengths = (stream.seq_len // 2, stream.seq_len, 2 * stream.seq_len)
+        makers = ruler.MAKERS | (nolima.load_makers(experiment.nolima) if experiment.nolima else {})
+        measures |= ruler.run_suite(model, codec, lengths, tier.ruler_items, 4242, device, makers)
+    if codec and experiment.harness:
+        measures |= harness.evaluate(model, codec, list(experiment.harness), device)
+    return measures
+
+
+def load_codec(directory: Path) -> ruler.Codec | None:
+    """The tokenizer that a dataset keeps; None for a corpus of ids that named none. Raises DatasetError."""
+    from tokenizers import Tokenizer
+
+    dataset = open_dataset(directory)
+    name = f"{TOKENIZER}/tokenizer.json"
+    if name not in dataset.manifest.digests:
+        return None
+    loaded = Tokenizer.from_str(dataset.read(name).decode())
+
+    class Text:
+        def encode(self, text: str) -> list[int]:
+            return loaded.encode(text, add_special_tokens=False).ids
+
+        def decode(self, ids: list[int]) -> str:
+            return loaded.decode(ids)
+
+    return Text()
+
+
+def check_text_suite(experiment: Experiment, notify: Callable[[str], None]) -> None:
+    """Notify if the text suite will be skipped; raises UsageError if a requested measure cannot be taken."""
+    if experiment.nolima is not None:
+        nolima.load_makers(experiment.nolima)
+    if experiment.harness:
+        harness.import_harness()
+    no_text = explain_no_text(experiment)
+    small = "" if experiment.tier.ruler_items else f"the {experiment.tier_name} tier is too small for it"
+    no_suite = small or no_text if experiment.data is not None else no_text
+    if experiment.nolima is not None and no_suite:
+        raise UsageError(f"--nolima needs the text suite, but {no_suite}")
+    if experiment.harness and no_text:
+        raise UsageError(f"--harness needs a model that reads text, but {no_text}")
+    if experiment.data is not None and no_suite:
+        notify(f"no text suite: {no_suite}")
+
+
+def explain_no_text(experiment: Experiment) -> str:
+    """Why the models of an experiment cannot read text; empty if they can."""
+    if experiment.data is None:
+        return "synthetic tokens are not text"
+    if load_codec(experiment.data):
+        return ""
+    return "the dataset was packed from ids, without a tokenizer"
