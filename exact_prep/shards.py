@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,7 +135,8 @@ class ShardWriter:
         while done < len(rows):
             part = rows.slice(done, done + len(self._ids) - self._filled)
             self._ids[self._filled : self._filled + len(part)] = part.input_ids
-            self._waiting.append(part)
+            # Without their ids, which are copied: views would keep the packer's arrays alive.
+            self._waiting.append(replace(part, input_ids=self._ids[:0]))
             self._filled += len(part)
             done += len(part)
             if self._filled == len(self._ids):
