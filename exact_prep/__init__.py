@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING
 from exact_prep.version import __version__
 
 if TYPE_CHECKING:
+    from exact_prep.api import pack, verify, weigh
     from exact_prep.reader.lookup import LoadedWeights, load_weights
     from exact_prep.reader.rows import PackedDataset, Row, open  # noqa: A004
 
-__all__ = ["LoadedWeights", "PackedDataset", "Row", "__version__", "load_weights", "open"]
+__all__ = [
+    "LoadedWeights",
+    "PackedDataset",
+    "Row",
+    "__version__",
+    "load_weights",
+    "open",
+    "pack",
+    "verify",
+    "weigh",
+]
 
 FACE = {
     "LoadedWeights": "exact_prep.reader.lookup",
@@ -19,6 +30,9 @@ FACE = {
     "PackedDataset": "exact_prep.reader.rows",
     "Row": "exact_prep.reader.rows",
     "open": "exact_prep.reader.rows",
+    "pack": "exact_prep.api",
+    "verify": "exact_prep.api",
+    "weigh": "exact_prep.api",
 }
 """What the package offers, and where it lives: imported at first use, so `import exact_prep` costs nothing."""
 

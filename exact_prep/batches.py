@@ -14,7 +14,7 @@ class Rejected:
     source: str
     """Path of the file."""
     place: str
-    """Where in the file: `line 12`, `row 7`."""
+    """Where in the file: `line 12`, `row 7`. Empty where it follows from how many records earlier tasks read."""
     reason: str
     record: int
     """The record's place in its task's input, counted from 0."""
@@ -72,7 +72,7 @@ class TokenBatch:
     documents: int = 0
     """Documents with tokens that end in this batch."""
     rejected: tuple[Rejected, ...] = ()
-    """Documents left out; `source` is empty and `place` is `record N` until the stage knows better."""
+    """Documents left out; `source` and `place` are empty: the stage fills them in."""
 
 
 @dataclass(frozen=True, kw_only=True)

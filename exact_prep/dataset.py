@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exact_prep.errors import DatasetError
+from exact_prep.errors import DatasetError, UsageError
 from exact_prep.records import canonical_json, is_sealed, parse
 from exact_prep.records.manifest import Manifest
 from exact_prep.records.weights import WeightsFile
@@ -16,7 +18,6 @@ from exact_prep.stores.local import digest, explained, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     import pyarrow as pa
 
@@ -94,11 +95,34 @@ class Dataset:
         return decode_batches(self.read(name), len(self.shards), self.path / name)
 
     def weights(self) -> WeightsFile:
-        """Its weights.json; raises DatasetError if it is missing, damaged or belongs to another dataset."""
-        weights = load_weights_file(self.path / WEIGHTS)
+        """Its weights.json.
+
+        Raises DatasetError if it is missing, damaged, belongs to another dataset, or is not the one that `weigh` wrote
+        together with the shards' column: a table that was copied here would say other weights than the shards hold.
+        """
+        path = self.path / WEIGHTS
+        weights = load_weights_file(path)
         if not belongs_to(weights, self.manifest):
-            raise DatasetError(f"{self.path / WEIGHTS} belongs to another dataset; run `exact-prep weigh {self.path}`")
+            raise DatasetError(f"{path} belongs to another dataset; run `exact-prep weigh {self.path}`")
+        if self.manifest.loss_weights == "column" and weights.state == "complete":
+            table = table_name("weights")
+            again = f"run `exact-prep weigh {self.path}` again"
+            if self.store.size(table) is None:
+                raise DatasetError(f"{self.path / table} is missing; {again}")
+            if digest([self.store.read(table)]) != weights.weights_xxh3:
+                raise DatasetError(
+                    f"{path} and {table} do not belong together: one was replaced or is damaged; {again} "
+                    "(other weights come from a table elsewhere, with --weights)"
+                )
         return weights
+
+
+def check_outside_datasets(path: Path) -> None:
+    """Raise UsageError if `path` lies inside a dataset, as it is named or where links lead."""
+    parents = [Path(os.path.abspath(path)).parent, path.parent.resolve()]  # noqa: PTH100 - links are not followed
+    for place in dict.fromkeys(place for parent in parents for place in (parent, *parent.parents)):
+        if (place / MANIFEST).is_file() or (place / WORK).is_dir():
+            raise UsageError(f"{path} lies inside the dataset {place}; choose an --out elsewhere")
 
 
 def open_dataset(directory: Path) -> Dataset:
@@ -204,17 +228,19 @@ def make_card(manifest: Manifest, files: Sequence[str]) -> bytes:
     """README.md: the dataset card. Its front matter lists the shards, so that `load_dataset` finds them on the hub."""
     names = "\n".join(f"    - {file}" for file in files)
     if manifest.loss_weights == "column":
+        column = "* `loss_weights`: the weight of each target.\n"
         weights = (
             "`loss_weights[t]` belongs to the target `input_ids[t]`, as Hugging Face labels do; the loss is "
             "`sum(w * ce) / sum(w)`.\n`weights.json` says which weights they are: plain (1 per target) or exact."
         )
     else:
+        column = ""
         weights = (
             "The shards hold no weights: `exact_prep.open` computes them from `weights.json`, "
             "`w = lut[position in the segment]`.\nThe loss is `sum(w * ce) / sum(w)`, with `w[t]` for the target "
             "`input_ids[t]`."
         )
-    return CARD_TEXT.format(names=names, manifest=manifest, weights=weights).encode()
+    return CARD_TEXT.format(names=names, manifest=manifest, column=column, weights=weights).encode()
 
 
 CARD_TEXT = """---
@@ -239,8 +265,7 @@ tags:
 * `input_ids`: {manifest.seq_len} token ids; padding follows the last document.
 * `seq_lengths`: lengths of the row's segments. Attention must not cross their edges.
 * `doc_ids`, `doc_offsets`, `sources`: for each segment its document, where it starts in it, and its source.
-* `loss_weights`: the weight of each target, where the shards hold weights.
-
+{column}
 {weights}
 
 ## Load it

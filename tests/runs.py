@@ -192,3 +192,8 @@ def reseal(path: Path, record: Any, change: Callable[[dict[str, Any]], object]) 
     values = read_json(path)
     change(values)
     path.write_bytes(encode(seal(record.model_validate_json(json.dumps(values)))))
+
+
+def error_lines(stderr: str) -> list[str]:
+    """The lines of an error, without the one that states EOS, BOS and padding before it."""
+    return [line for line in stderr.strip().splitlines() if not line.startswith("exact-prep: EOS ")]

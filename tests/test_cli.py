@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from runs import (
+    error_lines,
     exact_prep,
     flip_bit,
     list_shards,
@@ -270,10 +271,10 @@ def test_quick_verify_sees_sizes_alone(copy):
 
 
 BAD_INPUTS = {
-    "not JSON": (b'{"text": "a"}\nnope\n', "bad.jsonl:2:"),
-    "no text field": (b'{"text": "a"}\n{"body": "b"}\n', "bad.jsonl:2:"),
-    "a number for a text": (b'{"text": 7}\n', "bad.jsonl:1:"),
-    "not UTF-8": (b'{"text": "a"}\n{"text": "\xff"}\n', "bad.jsonl:2:"),
+    "not JSON": (b'{"text": "a"}\nnope\n', "bad.jsonl, line 2:"),
+    "no text field": (b'{"text": "a"}\n{"body": "b"}\n', "bad.jsonl, line 2:"),
+    "a number for a text": (b'{"text": 7}\n{"text": "b"}\n', "bad.jsonl, line 1:"),
+    "not UTF-8": (b'{"text": "a"}\n{"text": "\xff"}\n', "bad.jsonl, line 2:"),
 }
 
 
@@ -294,12 +295,12 @@ def test_a_bad_document_stops_the_run_with_file_and_line_or_is_skipped(fault, tm
     done = exact_prep(*arguments, check=1)
     assert says in done.stderr
     assert "--on-error reject" in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2
+    assert len(error_lines(done.stderr)) <= 2
     assert not (tmp_path / "out" / "manifest.json").exists()
     exact_prep(*arguments, "--on-error", "reject", "--overwrite")
     line = read_json(tmp_path / "out" / "rejected.jsonl")
     assert line["source"].endswith("bad.jsonl")
-    assert f"line {says.split(':')[1]}" == line["place"]
+    assert says == f"bad.jsonl, {line['place']}:"
     facts = json.loads(exact_prep("report", tmp_path / "out", "--json").stdout)[0]
     assert facts["documents"]["rejected"] == 1
     assert exact_prep("verify", tmp_path / "out").returncode == 0
@@ -321,7 +322,12 @@ def make_jsonl(path: Path) -> list:
 
 MISUSES = {
     "truncated gz": (make_truncated_gz, [], 1, "t.jsonl.gz"),
-    "text that is not UTF-8": (make_invalid_txt, [], 1, "t.txt:2"),
+    "text that is not UTF-8": (
+        make_invalid_txt,
+        [],
+        1,
+        "t.txt, document 1: wrong UTF-8 (invalid start byte at byte 9 of the file, in line 2)",
+    ),
     "no such file": (lambda d: [d / "absent.jsonl"], [], None, "absent.jsonl"),
     "an unknown suffix": (lambda d: [(d / "x.docx").write_bytes(b"x") and d / "x.docx"], [], 2, "--input-format"),
     "an empty directory": (lambda d: [(d / "none").mkdir() or d / "none"], [], None, "none"),
@@ -346,7 +352,7 @@ def test_misuse_ends_in_two_lines_that_say_what_and_how_to_fix_it(misuse, tmp_pa
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     if "Usage:" not in done.stderr:
-        assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
+        assert len(error_lines(done.stderr)) <= 2, done.stderr
     assert not list(tmp_path.glob("out/**/manifest.json"))
 
 
@@ -437,21 +443,79 @@ def test_help_is_quick_and_imports_nothing_slow():
 COMMANDS = ("pack", "weigh", "report", "verify", "export", "demo", "validate")
 
 
+def show_help(*command: str, columns: int = 80) -> list[str]:
+    """The lines of a command's help on a terminal of that width."""
+    return exact_prep(*command, "-h", env={**os.environ, "COLUMNS": str(columns)}).stdout.splitlines()
+
+
+def read_sections(lines: list[str]) -> dict[str, list[str]]:
+    """The sections of a help text, by title; `` holds what comes before the first."""
+    sections: dict[str, list[str]] = {"": []}
+    for line in lines:
+        if re.fullmatch("[A-Z][a-z]+:", line):
+            sections[line[:-1]] = []
+        else:
+            sections[list(sections)[-1]].append(line)
+    return sections
+
+
 def test_every_command_and_option_is_explained():
-    text = exact_prep("--help").stdout
+    assert set(COMMANDS) == {line.split()[0] for line in read_sections(show_help())["Commands"] if line[:3].strip()}
     for command in COMMANDS:
-        assert command in text
-        shown = exact_prep(command, "-h", env={**os.environ, "COLUMNS": "200"}).stdout
-        for line in shown.splitlines():
-            if line.startswith("│ ") and "--" in line:
-                assert len(line.strip("│ ").split("  ")[-1]) > 3, line
+        for title, lines in read_sections(show_help(command, columns=200)).items():
+            for number, line in enumerate(lines):
+                if title not in ("", "Examples") and re.match("  (-|[A-Z])", line):
+                    explained = line[26:] if line[24:26] == "  " else lines[number + 1].strip()
+                    assert len(explained) > 3, line
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_fits_a_terminal_and_cuts_no_name(command):
+    lines = show_help(*command)
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line or "<" in line for line in lines)
+    for columns in (50, 200):
+        words = " ".join(show_help(*command, columns=columns)).split()
+        assert words == " ".join(lines).split(), "only the place of the line ends depends on the terminal"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_examples_of_options_that_exist(command):
+    sections = read_sections(show_help(command))
+    *explained, lines = sections.values()
+    assert list(sections)[-1] == "Examples"
+    options = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", " ".join(line for lines in explained for line in lines)))
+    examples = "\n".join(lines).replace("\\\n", " ")
+    for line in filter(None, map(str.strip, examples.splitlines())):
+        assert f"exact-prep {command}" in line
+        used = re.findall(r"(?<!\S)--?[a-z][a-z-]*", line.partition(f"exact-prep {command}")[2])
+        assert set(used) <= options, line
 
 
 def test_help_shows_no_number_that_nobody_can_read():
     """The limits of int64 and of a row are said where they are exceeded."""
     for command in COMMANDS:
-        shown = exact_prep(command, "-h", env={**os.environ, "COLUMNS": "200"}).stdout
+        shown = "\n".join(show_help(command, columns=200)).replace("0.000001", "")
         assert not re.search(r"\d{7}", shown), re.findall(r".*\d{7}.*", shown)
+
+
+def test_out_and_row_lengths_have_short_forms(corpus, dataset, tokenizer_file, tmp_path):
+    base = ("pack", corpus[0], "--tokenizer", tokenizer_file, "--workers", 1, "-q")
+    exact_prep(*base, "-o", tmp_path / "short", "--seq-len", "1k", "--seq-len", "2K", "--seq-len", "512")
+    assert {path.name for path in (tmp_path / "short").iterdir() if path.is_dir()} == {"1024", "2048", "512"}
+    assert (
+        "a --seq-len is given twice"
+        in exact_prep(*base, "-o", "x", "--seq-len", "1k", "--seq-len", 1024, check=2).stderr
+    )
+    for wrong in ("1kb", "1", "256M", "-1", ""):
+        assert "--seq-len" in exact_prep(*base, "-o", "x", f"--seq-len={wrong}", check=2).stderr
+    exact_prep("weigh", dataset, "-o", tmp_path / "table.json")
+    exact_prep("export", dataset, "--to", "lut", "-o", tmp_path / "lut")
+
+
+def test_a_result_is_one_line_however_narrow_the_terminal_is(dataset):
+    narrow = {**os.environ, "COLUMNS": "20"}
+    assert exact_prep("verify", dataset, env=narrow).stdout == f"{dataset}: everything is correct\n"
 
 
 @pytest.fixture(scope="module")
@@ -485,7 +549,7 @@ def test_ctrl_c_and_sigterm_end_a_run_within_two_seconds_and_it_continues(number
     assert took < 2
     _, alive = psutil.wait_procs(children, timeout=1)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
-    assert len(talk.strip().splitlines()) == 1
+    assert len(error_lines(talk)) == 1
     assert "same command again to continue" in talk
     done = exact_prep(*base, "--out", out)
     assert "were finished already" in done.stderr
@@ -494,8 +558,9 @@ def test_ctrl_c_and_sigterm_end_a_run_within_two_seconds_and_it_continues(number
 
 def test_another_plan_is_refused_with_what_differs(tokenizer_file, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", ["good", "also good"])
-    (tmp_path / "in.jsonl").write_bytes(source.read_bytes() + b"bad\n")
-    base = ["pack", source, "--tokenizer", tokenizer_file, "--out", tmp_path / "out"]
+    bad = tmp_path / "last.jsonl"
+    bad.write_bytes(b"bad\n")
+    base = ["pack", source, bad, "--tokenizer", tokenizer_file, "--out", tmp_path / "out", "--task-size", 16]
     exact_prep(*base, "--seq-len", 64, check=1)
     done = exact_prep(*base, "--seq-len", 32, "--packing", "best-fit", check=2)
     assert "seq_lens was 64, is 32" in done.stderr
@@ -503,7 +568,19 @@ def test_another_plan_is_refused_with_what_differs(tokenizer_file, tmp_path):
     write_jsonl(source, ["good", "longer than it was", "also good"])
     done = exact_prep(*base, "--seq-len", 64, check=2)
     assert "in.jsonl bytes was" in done.stderr
+    write_jsonl(bad, ["good"])
     exact_prep(*base, "--seq-len", 64, "--overwrite")
+    assert exact_prep("verify", tmp_path / "out").returncode == 0
+
+
+def test_a_run_without_a_finished_task_gives_way_to_other_options(tokenizer_file, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"bad\n")
+    base = ["pack", source, "--tokenizer", tokenizer_file, "--out", tmp_path / "out"]
+    exact_prep(*base, "--seq-len", 64, check=1)
+    write_jsonl(source, ["good", "also good"])
+    exact_prep(*base, "--seq-len", 32)
+    assert read_json(tmp_path / "out" / "manifest.json")["seq_len"] == 32
     assert exact_prep("verify", tmp_path / "out").returncode == 0
 
 
@@ -525,7 +602,7 @@ def test_a_document_that_spells_a_special_token_is_named_by_file_and_line(tokeni
         write_jsonl(tmp_path / f"{name}.jsonl", ["fine"] * 3 + ["", f"forged {'<|endoftext|>' if name == 'b' else ''}"])
     policy = ("--special-tokens-in-text", "error")
     base = ("pack", tmp_path, "--tokenizer", tokenizer_file, "--seq-len", 16, *policy, "--out", tmp_path / "out")
-    assert f"{tmp_path / 'b.jsonl'} line 5: the text spells" in exact_prep(*base, check=1).stderr
+    assert f"{tmp_path / 'b.jsonl'}, line 5: the text spells" in exact_prep(*base, check=1).stderr
     exact_prep(*base, "--on-error", "reject", "--overwrite")
     line = read_json(tmp_path / "out" / "rejected.jsonl")
     assert (line["source"], line["place"]) == (str(tmp_path / "b.jsonl"), "line 5")

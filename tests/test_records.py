@@ -16,7 +16,14 @@ from pydantic import ValidationError
 
 from exact_prep.errors import DatasetError
 from exact_prep.records import FORMAT_VERSION, MAJOR, MINOR, canonical_json, encode, fingerprint, is_sealed, parse, seal
-from exact_prep.records.manifest import DocumentCounts, ExposureRecord, Manifest, TokenizerRecord, TokenLedger
+from exact_prep.records.manifest import (
+    DocumentCounts,
+    ExposureRecord,
+    Manifest,
+    SpecialTokenRecord,
+    TokenizerRecord,
+    TokenLedger,
+)
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions, WeightOptions
 from exact_prep.records.tables import (
     BUFFERS,
@@ -64,6 +71,7 @@ def make_manifest() -> Manifest:
         eos_id=None,
         bos_id=None,
         pad_id=0,
+        special_tokens=(SpecialTokenRecord(role="pad", text=None, id=0, source="--pad-token"),),
         special_tokens_in_text="text",
         backend="",
         backend_version="",

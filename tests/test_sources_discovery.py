@@ -226,3 +226,83 @@ def test_links_inside_a_directory_are_counted_and_their_files_read_once(tmp_path
     assert found.left_out == {"link to a file that is read": 2}
     with pytest.raises(UsageError, match="given twice"):
         find_inputs([str(tmp_path / "a.txt"), str(tmp_path / "m")], SourceOptions())
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text('{"text": "x"}\n')
+
+
+def test_names_that_begin_with_an_underscore_are_left_out_and_counted(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch("job/part-0.jsonl", "job/_temporary/0/part-0.jsonl", "job/_SUCCESS", "job/a/_committed_1.jsonl")
+    for inputs in (["job"], ["job/**"], ["job/*"]):
+        assert find(*inputs) == (["job/part-0.jsonl"], {"name begins with _": 3})
+    # What the user names is read.
+    assert find("job/_temporary")[0] == ["job/_temporary/0/part-0.jsonl"]
+    assert find("job/a/_*.jsonl")[0] == ["job/a/_committed_1.jsonl"]
+    assert find("job/_temporary/0/part-0.jsonl")[0] == ["job/_temporary/0/part-0.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ("Delta Lake", ["_delta_log/00000000000000000000.json"]),
+        ("Iceberg", ["metadata/v1.metadata.json", "metadata/snap-1.avro"]),
+        ("Hudi", [".hoodie/hoodie.properties"]),
+    ],
+)
+def test_tables_are_recognised_with_what_that_means(tmp_path: Path, monkeypatch, kind: str, others: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch("lake/table/data/part-0.jsonl", *(f"lake/table/{name}" for name in others))
+    inputs = find_inputs(["lake"], AUTO)
+    assert [file.path for file in inputs.files] == ["lake/table/data/part-0.jsonl"]
+    assert sum(inputs.left_out.values()) == len(others)
+    [warning] = inputs.warnings
+    assert warning.startswith(f"lake/table is a table of {kind}: its files may hold rows that were deleted")
+    assert "name the export" in warning
+    # A directory that happens to be called metadata is read.
+    touch("plain/metadata/a.jsonl", "plain/data/b.jsonl")
+    assert find("plain")[0] == ["plain/data/b.jsonl", "plain/metadata/a.jsonl"]
+    assert not find_inputs(["plain"], AUTO).warnings
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    touch("home/corpus/a.jsonl")
+    assert find("~/corpus")[0] == find("~/corpus/*.jsonl")[0] == [str(tmp_path / "home/corpus/a.jsonl")]
+    touch("~/corpus/b.jsonl")
+    assert find("~/corpus")[0] == ["~/corpus/b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("s3://bucket/corpus", "in a store.*aws s3"),
+        ("gs://bucket/a.jsonl", "in a store.*gcloud"),
+        ("https://example.org/a.jsonl", "a web address.*curl"),
+        ("hdfs://host/a", "in a store.*hdfs"),
+    ],
+)
+def test_addresses_are_called_what_they_are(tmp_path: Path, monkeypatch, address: str, what: str) -> None:
+    from exact_prep.pipeline import pack
+    from exact_prep.records.options import PackingOptions, PackOptions, TokenizerOptions
+    from exact_prep.stores import open_store
+    from exact_prep.tokenization import locate
+
+    monkeypatch.chdir(tmp_path)
+    options = PackOptions(
+        source=AUTO, tokenizer=TokenizerOptions(tokenizer="t.json"), packing=PackingOptions(seq_lens=(16,))
+    )
+    attempts = (
+        lambda: find(address),
+        lambda: locate(address),
+        lambda: open_store(address),
+        lambda: pack(["a.jsonl"], options, Path(address)),
+    )
+    for attempt in attempts:
+        with pytest.raises(UsageError, match=f"(?s){what}"):
+            attempt()
+    assert not list(tmp_path.iterdir())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from corpora import FORMATS as WRITERS
-from corpora import SEPARATOR, make_part
+from corpora import SEPARATOR, gather, make_part
 
 from exact_prep.choices import FileFormat, InputFormat
+from exact_prep.errors import SourceError
 from exact_prep.records.options import SourceOptions
-from exact_prep.sources import find_inputs
+from exact_prep.sources import RecordPlaces, find_inputs
+from exact_prep.sources.batching import reject
 from exact_prep.sources.formats import BY_SUFFIX, FORMATS
 from exact_prep.sources.streams import CODECS
 
@@ -45,19 +48,29 @@ def test_the_readme_names_every_suffix(suffix: str) -> None:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_places_are_those_that_the_reader_names(tmp_path: Path, name: str) -> None:
-    """`locate` finds a document where the reader would have said that it is bad."""
+    """A document that the tokenizer refuses is where the reader would have said that it is bad."""
     documents = [f"text {i}" for i in range(9)]
     (tmp_path / name).write_bytes(WRITERS[name](documents))
     inputs = find_inputs([str(tmp_path)], SourceOptions(separator=SEPARATOR))
     row = FORMATS[inputs.files[0].format]
-    places = inputs.locate([0, 4, 8], [make_part(inputs).slice])
+    places = RecordPlaces(inputs, [make_part(inputs).slice])
+    gather(inputs.read([make_part(inputs).slice], places))
     first = 0 if row.is_columnar else 1
-    assert places == [(str(tmp_path / name), f"{row.record} {first + i}") for i in (0, 4, 8)]
+    for record in (0, 4, 8):
+        place = (str(tmp_path / name), f"{row.record} {first + record}")
+        assert places.find(record) == place
+        part = make_part(inputs, on_error="reject")
+        bad = reject(part, record, "it is bad")
+        assert (bad.source, bad.place) == place
+        with pytest.raises(SourceError, match=re.escape(", ".join(place) + ": it is bad;")):
+            reject(make_part(inputs), record, "it is bad")
     if row.unit in ("", "byte"):
         return
     later = make_part(inputs).slice.model_copy(update={"start": 1, "stop": 2})
-    [(_, place)] = inputs.locate([1], [later]) if name not in ("m.arrow", "o.arrow") else [("", "")]
-    assert place in ("", f"row 1 from {row.unit} 1 on")
+    if name not in ("m.arrow", "o.arrow"):
+        places = RecordPlaces(inputs, [later])
+        gather(inputs.read([later], places))
+        assert places.find(1) == (str(tmp_path / name), "row 4")
 
 
 def test_what_is_compressed_from_outside_is_text() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import lzma
 import tracemalloc
 from typing import TYPE_CHECKING
@@ -72,7 +73,7 @@ def test_text_is_split_as_bytes_are(tmp_path_factory, content: bytes, separator:
     assert [one.record for one in read.rejected] == bad
     assert (read.records, read.empty) == (len(expected), list(good.values()).count(""))
     if bad:
-        with pytest.raises(SourceError, match=r"any.txt:\d+: wrong UTF-8"):
+        with pytest.raises(SourceError, match=r"any.txt, document \d+: wrong UTF-8 .* in line \d+"):
             read_part(inputs, block=block, on_error="stop")
 
 
@@ -91,15 +92,14 @@ def test_wrong_utf8_is_found_to_the_byte(tmp_path: Path) -> None:
     for block in (10, 1000, 1 << 20):
         with pytest.raises(SourceError) as error:
             read_part(inputs, block=block)
-        assert f"a.txt:1001: wrong UTF-8 (invalid start byte at byte {content.index(0xFF)} of the file)" in str(
-            error.value
-        )
+        fault = f"wrong UTF-8 (invalid start byte at byte {content.index(0xFF)} of the file, in line 1001)"
+        assert f"a.txt, document 1: {fault}" in str(error.value)
         assert "--on-error reject" in str(error.value)
 
 
 def test_utf16_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("text".encode("utf-16"))
-    with pytest.raises(SourceError, match=r"is it UTF-16\?"):
+    with pytest.raises(SourceError, match=r"a.txt, document 1 on: it is text in UTF-16, .*iconv -f UTF-16"):
         read_inputs(tmp_path)
 
 
@@ -150,7 +150,7 @@ TABLE = 'id,text\n1,one\n2,"two\nlines, ""quoted"""\n\n3\n4,\n5,"a","b"\n6,last\
 def test_rows_that_do_not_fit_the_header_are_bad(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(TABLE)
-    with pytest.raises(SourceError, match=r"a.csv:6: 1 fields where the header has 2;\n"):
+    with pytest.raises(SourceError, match=r"a.csv, row 4: 1 fields where the header has 2 \(in line 6\);\n"):
         read_inputs(path)
     read = read_inputs(path, on_error="reject")
     assert [(record, text) for _, record, text in read.documents] == [
@@ -158,27 +158,71 @@ def test_rows_that_do_not_fit_the_header_are_bad(tmp_path: Path) -> None:
         (1, 'two\nlines, "quoted"'),
         (6, "last"),
     ]
-    assert [(bad.record, bad.place) for bad in read.rejected] == [(3, "line 6"), (5, "line 8")]
+    assert [(bad.record, bad.place) for bad in read.rejected] == [(3, "row 4"), (5, "row 6")]
+    assert [bad.reason[-9:] for bad in read.rejected] == ["in line 6)"[1:], "in line 8)"[1:]]
     assert read.empty == 2
 
 
-def test_quotes_that_do_not_match_end_a_table(tmp_path: Path, monkeypatch) -> None:
+def test_a_row_whose_quotes_do_not_match_costs_one_line(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\none\n"two\nthree\n')
-    with pytest.raises(SourceError, match=r"a.csv:3 on: its quotes do not match \(unexpected end of data\)"):
+    with pytest.raises(SourceError, match=r"a.csv, row 2: its quotes do not match .*see --csv-quote \(in line 3\)"):
         read_inputs(path)
     read = read_inputs(path, on_error="reject")
-    assert (read.texts, [bad.place for bad in read.rejected]) == (["one"], ["line 3 on"])
+    assert (read.texts, [bad.place for bad in read.rejected]) == (["one", "three"], ["row 2"])
+    assert [record for _, record, _ in read.documents] == [0, 2]
     monkeypatch.setattr(delimited, "MAX_FIELD", 100)
     path.write_text('text\none\n"' + "x\n" * 1000)
-    assert read_inputs(path, on_error="reject").texts == ["one"]
+    assert read_inputs(path, on_error="reject").texts == ["one", *["x"] * 999]
+
+
+@given(
+    st.lists(st.sampled_from(["good", '"quoted, with\nlines"', '"stray, x', '"a"b', "", '"x""y"']), max_size=12),
+    st.integers(4, 40),
+)
+def test_a_stray_quote_loses_no_other_line(tmp_path_factory, cells: list[str], block: int) -> None:
+    """Every row that Python reads by itself, on lines of its own, is read if no quote before it is stray."""
+    path = tmp_path_factory.getbasetemp() / "stray.csv"
+    path.write_text("id,text\n" + "".join(f"{i},{cell}\n" for i, cell in enumerate(cells)))
+    inputs = find_inputs([str(path)], SourceOptions(on_error="reject"))
+    read = read_part(inputs, block=block)
+    assert read.records == len(read.documents) + read.empty + len(read.rejected)
+    sound = next((i for i, cell in enumerate(cells) if cell.startswith('"stray') or cell == '"a"b'), len(cells))
+    expected = [row[1] for row in csv.reader(io.StringIO("".join(f"{i},{c}\n" for i, c in enumerate(cells[:sound]))))]
+    assert read.texts[: len([text for text in expected if text])] == [text for text in expected if text]
+    if '"quoted, with\nlines"' not in cells and '"x""y"' not in cells:
+        # Each line is a row: exactly those with a stray quote are lost.
+        assert read.texts == [cell for cell in cells if cell == "good"]
+        assert len(read.rejected) == sum(cell in ('"stray, x', '"a"b') for cell in cells)
+
+
+def test_fields_may_be_separated_and_enclosed_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id;text\n1;'a;b'\n2;say \"hi\n")
+    assert read_inputs(path, csv_delimiter=";", csv_quote="'").texts == ["a;b", 'say "hi']
+    path.write_text('id|text\n1|"a\n2|b"c"\n')
+    assert read_inputs(path, csv_delimiter="|", csv_quote=None).texts == ['"a', 'b"c"']
+    for wrong in ("", "ab", "\n"):
+        with pytest.raises(ValueError, match="one character"):
+            read_inputs(path, csv_delimiter=wrong)
+
+
+def test_carriage_returns_end_lines_where_nothing_else_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'id,text\r1,one\r2,"two\rlines"\r')
+    read = read_inputs(path)
+    assert read.texts == ["one", "two\nlines"]
+    path.write_bytes(b"id,text\n1,one\n2,tw\ro\n3,three\n")
+    read = read_inputs(path, on_error="reject")
+    assert read.texts == ["one", "three"]
+    assert "carriage return" in read.rejected[0].reason
 
 
 def test_wrong_utf8_costs_one_row_and_none_if_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"text,other\nfirst,\xff\nb\xffd,x\nlast,x\n")
     read = read_inputs(path, on_error="reject")
-    assert (read.texts, [bad.place for bad in read.rejected]) == (["first", "last"], ["line 3"])
+    assert (read.texts, [bad.place for bad in read.rejected]) == (["first", "last"], ["row 2"])
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:

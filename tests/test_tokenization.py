@@ -17,10 +17,11 @@ from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError, TokenizerError
 from exact_prep.records.options import TokenizerOptions
 from exact_prep.tokenization import Tokenizer as Encoder
-from exact_prep.tokenization import backends, choose, locate, parity, pieces, texts
+from exact_prep.tokenization import backends, choose, locate, parity, pieces, resolve_special_tokens, texts
 from exact_prep.tokenization.boundaries import CL100K, O200K, find_cut_pattern
 from exact_prep.tokenization.files import parse
 from exact_prep.tokenization.stress import stress_texts
+from exact_prep.tokenization.token_table import TokenTable
 
 EOS = "<|endoftext|>"
 TRAINING = ["the long context of a row", "it's 1234 years", "WE'LL see \n\n x = {1: 2}", "straße 東京 🙂 नमस्ते"] * 4
@@ -141,7 +142,8 @@ def test_production_tokenizers_give_the_same_ids_in_pieces_and_under_every_polic
     for policy in ("text", "special"):
         options = TokenizerOptions(special_tokens_in_text=policy, eos=False, pad_token=names[0].content)
         record = choose(options, [], path=path)
-        assert record.backend == "fastokens"
+        # fastokens does not read the form of some files (GPT-4o's); where it reads one, it gives the same ids.
+        assert record.backend == ("tokenizers" if "cannot load" in (record.fallback or "") else "fastokens")
         assert record.parity_differences == 0
         got = encoded(Encoder(path, record, options), make_batches(stress, [7, 100, 1001], 3))
         tokenizer = Tokenizer.from_file(str(path))
@@ -149,6 +151,50 @@ def test_production_tokenizers_give_the_same_ids_in_pieces_and_under_every_polic
         bos = [] if record.bos_id is None else [record.bos_id]
         for d, text in enumerate(stress):
             assert got.get(d, bos) == [*bos, *tokenizer.encode(text, add_special_tokens=False).ids], (policy, text[:80])
+
+
+DEEPSEEK_BEGIN, DEEPSEEK_END = "<\uff5cbegin▁of▁sentence\uff5c>", "<\uff5cend▁of▁sentence\uff5c>"
+
+PRODUCTION = {
+    # NAME of npm's @lenml/tokenizer-NAME: (EOS, BOS, padding) of tokenizer.json alone, and of its directory.
+    "gpt2": (("<|endoftext|>", None, "<|endoftext|>"), ("<|endoftext|>", None, "<|endoftext|>")),
+    "gpt4o": (("<|endoftext|>", None, "<|endoftext|>"), ("<|endoftext|>", None, "<|endoftext|>")),
+    "gptoss": (("<|endoftext|>", None, "<|endoftext|>"), ("<|return|>", None, "<|endoftext|>")),
+    "qwen2_5": (("<|endoftext|>", None, "<|endoftext|>"), ("<|im_end|>", None, "<|endoftext|>")),
+    "qwen3": (("<|endoftext|>", None, "<|endoftext|>"), ("<|im_end|>", None, "<|endoftext|>")),
+    "gemma3": (("<eos>", "<bos>", "<eos>"), ("<end_of_turn>", "<bos>", "<pad>")),
+    "llama2": (("</s>", "<s>", "</s>"), ("</s>", "<s>", "</s>")),
+    "llama3": (("<|end_of_text|>", None, "<|end_of_text|>"), ("<|end_of_text|>", None, "<|end_of_text|>")),
+    "llama3_1": (
+        ("<|end_of_text|>", "<|begin_of_text|>", "<|end_of_text|>"),
+        ("<|eot_id|>", "<|begin_of_text|>", "<|eot_id|>"),
+    ),
+    "deepseek_v3": ((DEEPSEEK_END, None, DEEPSEEK_END), (DEEPSEEK_END, DEEPSEEK_BEGIN, DEEPSEEK_END)),
+}
+
+CHAT = {"gptoss", "qwen2_5", "qwen3", "gemma3", "llama3_1"}
+"""Those whose directory names the end of a turn as EOS: the run warns."""
+
+
+@pytest.mark.skipif(not REAL, reason="EXACT_PREP_TEST_TOKENIZERS names no folder of production tokenizers")
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_tokenizers_have_these_special_tokens(name, tmp_path):
+    found = sorted(Path(REAL).glob(f"{name}/**/tokenizer.json"))
+    if not found:
+        pytest.skip(f"{REAL} has no {name}")
+    library = Tokenizer.from_file(str(found[0]))
+    (tmp_path / "tokenizer.json").write_bytes(found[0].read_bytes())
+    for path, expected, warned in zip(
+        (tmp_path / "tokenizer.json", found[0]), PRODUCTION[name], (False, name in CHAT), strict=True
+    ):
+        resolved = resolve_special_tokens(TokenizerOptions(), path)
+        assert tuple(token.text for token in resolved.records) == expected
+        for token in resolved.records:
+            assert token.id == (None if token.text is None else library.token_to_id(token.text))
+        assert any("the end of a turn" in warning for warning in resolved.warnings) == warned
+    plain, processed = library.encode("a", add_special_tokens=False).ids, library.encode("a").ids
+    prefix = [number for _, number in TokenTable(found[0].read_bytes(), found[0]).find_prefix()]
+    assert processed == [*prefix, *plain]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "cl100k"])

@@ -286,6 +286,32 @@ def test_a_table_is_not_written_into_any_dataset_nor_an_incomplete_run(copy, sev
     assert read_files(tmp_path) == before
 
 
+def test_a_table_that_was_copied_over_the_one_of_the_shards_is_refused_until_weighed_again(copy, tmp_path):
+    exact_prep("weigh", copy, "--alpha", 0.6)
+    exact_prep("weigh", copy, "--alpha", 1.2, "--out", tmp_path / "other.json")
+    before = read_loaded_weights(copy)
+    shutil.copy(tmp_path / "other.json", copy / "weights.json")
+    for use in (package.open, package.load_weights, load_facts):
+        with pytest.raises(DatasetError, match="do not belong together: one was replaced"):
+            use(copy)
+    exact_prep("weigh", copy, "--alpha", 0.6)
+    assert read_loaded_weights(copy) == before
+    assert read_loaded_weights(copy, weights=tmp_path / "other.json") != before
+
+
+def test_nothing_is_exported_into_a_dataset(copy, several):
+    for out in (copy / "more", copy / "tables" / ".." / "more"):
+        done = exact_prep("export", several / "64", "--to", "parquet", "--out", out, check=2)
+        assert "lies inside the dataset" in done.stderr
+    assert not (copy / "more").exists()
+
+
+def test_each_dataset_is_named_with_its_tail(copies):
+    done = exact_prep("weigh", copies, "--alpha", 0.3, "--allow-empty-tail")
+    names = [line.split(": ")[0] for line in done.stdout.splitlines()]
+    assert names == [str(copies / name) for name in ("32", "32", "64", "64")]
+
+
 def test_one_table_for_several_row_lengths_is_refused_by_their_names(copies, tmp_path):
     before = read_files(copies)
     done = exact_prep("weigh", copies, "--out", tmp_path / "w.json", check=2)

@@ -1,6 +1,6 @@
 """The command line: one file per command. The only room that prints: data on stdout, messages on stderr.
 
-Nothing slow is imported before a command runs: `--help` answers in a fraction of a second.
+Nothing slow is imported before a command runs: `--help` answers in a fraction of a second (help.py says how it looks).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import typer
 
 from exact_prep.cli.demo import demo
 from exact_prep.cli.export import export
+from exact_prep.cli.help import Command, Group
 from exact_prep.cli.pack import pack
 from exact_prep.cli.report import report
 from exact_prep.cli.validate import validate
@@ -55,13 +56,14 @@ def stoppable(command: Callable[..., None]) -> Callable[..., None]:
 
 app = typer.Typer(
     name="exact-prep",
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 for command in (pack, weigh, report, verify, export, demo, validate):
-    app.command(help=sys.modules[command.__module__].HELP)(stoppable(command))
+    app.command(cls=Command, help=sys.modules[command.__module__].HELP)(stoppable(command))
 
 
 def print_version(wanted: bool) -> None:
@@ -74,6 +76,12 @@ def print_version(wanted: bool) -> None:
 HELP = """Pack text corpora for long-context pretraining, and weigh every token by its effective context (EXACT).
 
 pack a corpus, weigh the result, report where supervision goes, verify that everything is correct.
+
+Examples:
+    exact-prep demo
+    exact-prep pack corpus/ --tokenizer tokenizer.json --seq-len 16k -o packed
+    exact-prep weigh packed
+    exact-prep report packed
 """
 
 

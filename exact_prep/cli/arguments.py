@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}
+"""What a character after a backslash stands for, as in printf; any other stays as it is."""
+
+
+def unescape(text: str) -> str:
+    """Text as it was meant that was typed in a shell, which has no easy way to type a newline or a tab."""
+    return re.sub(r"\\([ntr0\\])", lambda found: ESCAPES[found[1]], text)
+
+
+def check_path(path: Path | None) -> Path | None:
+    """The path as it is; raises UsageError for an address such as s3://, before a directory of that name is made."""
+    from exact_prep.stores import check_local
+
+    if path is not None:
+        check_local(path)
+    return path
+
+
+def check_inputs(inputs: list[str]) -> list[str]:
+    """The inputs as they are; raises UsageError for an address that no store serves, before anything is loaded."""
+    for name in inputs:
+        if not name.startswith("hf://"):
+            check_path(Path(name))
+    return inputs
+
+
 Dataset = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A packed dataset, or a directory of several, one per row length.")
+    Path,
+    typer.Argument(
+        callback=check_path, metavar="DIR", help="A packed dataset, or a directory of several, one per row length."
+    ),
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045 - Typer reads it at run time
@@ -28,10 +58,17 @@ NoLock = Annotated[
         rich_help_panel="Run",
     ),
 ]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Add a line for each task as it ends.", rich_help_panel="Run")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No notes and no progress; errors stay.", rich_help_panel="Run")
+]
 WeightsTable = Annotated[
     Optional[Path],  # noqa: UP045 - Typer reads it at run time
     typer.Option(
         "--weights",
+        callback=check_path,
         metavar="FILE",
         help="A table that `weigh --out` wrote, in place of the dataset's own weights.",
     ),

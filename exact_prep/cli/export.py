@@ -8,17 +8,23 @@ from typing import Annotated
 import typer
 
 from exact_prep.choices import Align, ExportFormat
-from exact_prep.cli.arguments import FromElsewhere, NoLock, Overwrite, WeightsTable
+from exact_prep.cli.arguments import FromElsewhere, NoLock, Overwrite, Quiet, Verbose, WeightsTable, check_path
 
 HELP = """Write a weighed dataset as another trainer's files; export.json says what they hold.
 
 Trainers that import Python need no export: `exact_prep.open(DIR)` reads the dataset as it is.
+
+Examples:
+    exact-prep export packed --to megatron -o megatron
+    exact-prep export packed --to mds --align prediction -o streaming
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A packed and weighed dataset.")],
+    directory: Annotated[
+        Path, typer.Argument(callback=check_path, metavar="DIR", help="A packed and weighed dataset.")
+    ],
     to: Annotated[
         ExportFormat,
         typer.Option(
@@ -26,7 +32,7 @@ def export(
             "format; numpy: .npy to be mapped; lut: weight by position; row-weights: how often to draw each row."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The new directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", callback=check_path, help="The new directory.")],
     align: Annotated[
         Align | None,
         typer.Option(
@@ -38,12 +44,15 @@ def export(
     weights_from_elsewhere: FromElsewhere = False,
     overwrite: Overwrite = False,
     no_lock: NoLock = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run `exact-prep export`; see HELP."""
-    from exact_prep.cli.progress import Display
-    from exact_prep.pipeline import export as run
+    from exact_prep.progress import Display
 
-    with Display() as display:
+    with Display(verbose=verbose, quiet=quiet) as display:
+        from exact_prep.pipeline import export as run
+
         made = run(
             directory,
             to,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
+from exact_prep.api import parse_seq_len
 from exact_prep.choices import (
     MAX_COUNT,
-    MAX_SEQ_LEN,
     Backend,
     InputFormat,
     LossWeights,
@@ -18,7 +18,7 @@ from exact_prep.choices import (
     Packing,
     SpecialTokens,
 )
-from exact_prep.cli.arguments import NoLock, Overwrite, Workers
+from exact_prep.cli.arguments import NoLock, Overwrite, Quiet, Verbose, Workers, check_inputs, check_path, unescape
 from exact_prep.errors import UsageError
 
 SOURCE, TOKENS, ROWS, RUN = "Documents", "Tokens", "Rows", "Run"
@@ -27,6 +27,13 @@ SOURCE, TOKENS, ROWS, RUN = "Documents", "Tokens", "Rows", "Run"
 HELP = """Tokenize and pack a corpus into Arrow shards with plain loss weights.
 
 The result opens with `datasets.load_from_disk`. Interrupted, the same command continues where it stopped.
+
+Examples:
+    exact-prep pack corpus/ --tokenizer tokenizer.json --seq-len 16k -o packed
+    exact-prep pack 'data/*.parquet' --text-field content \\
+        --tokenizer Qwen/Qwen2.5-0.5B --seq-len 4k --seq-len 16k -o packed
+    zcat big.jsonl.gz | exact-prep pack - --input-format jsonl \\
+        --tokenizer tokenizer.json --seq-len 8192 -o packed --on-error reject
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
@@ -35,27 +42,73 @@ def pack(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT", help="Files, directories, globs, `-` for standard input, `hf://name` for a dataset."
+            callback=check_inputs,
+            metavar="INPUT",
+            help="Files, directories, globs, `-` for standard input, `hf://name` for a dataset.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Directory of the packed dataset.", rich_help_panel=ROWS)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            callback=check_path,
+            help="Directory of the packed dataset.",
+            rich_help_panel=ROWS,
+        ),
+    ],
     seq_len: Annotated[
-        list[int],
-        typer.Option(min=2, help="Tokens per row; repeat it for several datasets.", rich_help_panel=ROWS),
+        list[str],
+        typer.Option(
+            metavar="N|4k|16K",
+            help="Tokens per row, k is 1,024; repeat it for several datasets.",
+            rich_help_panel=ROWS,
+        ),
     ],
     tokenizer: Annotated[
         str | None,
         typer.Option(help="A tokenizer.json, a directory that holds one, or a hub id.", rich_help_panel=TOKENS),
     ] = None,
     text_field: Annotated[
-        str, typer.Option(help="Field or column that holds the text.", rich_help_panel=SOURCE)
-    ] = "text",
+        Optional[list[str]],  # noqa: UP045 - Typer reads it at run time
+        typer.Option(
+            metavar="NAME",
+            help="Field or column that holds the text; `a.b` is field b of a; repeated, the first that is there.",
+            show_default="text",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
     ids_field: Annotated[
         str | None,
         typer.Option(
             help="List column of token ids, read instead of text: nothing is tokenized.", rich_help_panel=SOURCE
         ),
     ] = None,
+    join: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="What comes between the strings of a field that is a list of them; knows \\n and \\t.",
+            show_default="a newline",
+            rich_help_panel=SOURCE,
+        ),
+    ] = "\\n",
+    csv_delimiter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHAR",
+            help="What separates the fields of CSV; knows \\t.",
+            show_default="comma, tab in .tsv",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
+    csv_quote: Annotated[
+        str,
+        typer.Option(
+            metavar="CHAR", help="What encloses fields of CSV; `none`: quotes are text.", rich_help_panel=SOURCE
+        ),
+    ] = '"',
     input_format: Annotated[
         InputFormat, typer.Option(help="Format of the inputs, if not by their names.", rich_help_panel=SOURCE)
     ] = "auto",
@@ -70,7 +123,10 @@ def pack(
     separator: Annotated[
         str | None,
         typer.Option(
-            help="What separates documents inside a text file (default: a file is one).", rich_help_panel=SOURCE
+            metavar="TEXT",
+            help="What separates documents inside a text file; knows \\n and \\t.",
+            show_default="none, a file is one document",
+            rich_help_panel=SOURCE,
         ),
     ] = None,
     on_error: Annotated[
@@ -79,6 +135,15 @@ def pack(
             help="A bad document stops the run, or is skipped and listed in rejected.jsonl.", rich_help_panel=SOURCE
         ),
     ] = "stop",
+    max_rejected: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|P%",
+            help="Publish nothing if more documents are rejected.",
+            show_default="100 or 1%, whichever is more",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
     limit_docs: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many documents.", rich_help_panel=SOURCE)
     ] = None,
@@ -107,14 +172,17 @@ def pack(
         ),
     ] = None,
     eos_token: Annotated[
-        str | None, typer.Option(help="EOS, if the tokenizer does not name it.", rich_help_panel=TOKENS)
+        str | None,
+        typer.Option(
+            help="EOS: a special token's text, or id:N.", show_default="the tokenizer's", rich_help_panel=TOKENS
+        ),
     ] = None,
     bos_token: Annotated[
-        str | None, typer.Option(help="BOS, if the tokenizer does not name it.", rich_help_panel=TOKENS)
+        str | None, typer.Option(help="BOS, likewise.", show_default="the tokenizer's", rich_help_panel=TOKENS)
     ] = None,
     pad_token: Annotated[
         str | None,
-        typer.Option(help="Padding, if the tokenizer does not name it (default: EOS).", rich_help_panel=TOKENS),
+        typer.Option(help="Padding, likewise.", show_default="the tokenizer's, or EOS", rich_help_panel=TOKENS),
     ] = None,
     packing: Annotated[
         Packing,
@@ -150,32 +218,49 @@ def pack(
             rich_help_panel=RUN,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing; show what the run will take, from a sample.", rich_help_panel=RUN
+        ),
+    ] = False,
+    no_space_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-space-check", help="Start even if the disk seems too small for the result.", rich_help_panel=RUN
+        ),
+    ] = False,
     workers: Workers = None,
     overwrite: Overwrite = False,
     no_lock: NoLock = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run `exact-prep pack`; see HELP."""
-    from exact_prep.cli.progress import Display
-    from exact_prep.pipeline import pack as run
-    from exact_prep.records.options import (
-        PackingOptions,
-        PackOptions,
-        SourceOptions,
-        TokenizerOptions,
-        check_source_from,
-    )
+    from exact_prep.progress import Display
 
-    if (longest := max(seq_len)) > MAX_SEQ_LEN:
-        raise UsageError(f"--seq-len {longest}: a row holds at most {MAX_SEQ_LEN:,} tokens")
+    with Display(verbose=verbose, quiet=quiet) as display:  # while imports take their time
+        from exact_prep.records.options import (
+            PackingOptions,
+            PackOptions,
+            SourceOptions,
+            TokenizerOptions,
+            check_character,
+            check_source_from,
+        )
+
     if shuffle is not None and shuffle > MAX_COUNT:
         raise UsageError(f"--shuffle {shuffle}: a seed is at most 2**63 - 1")
     options = PackOptions(
         source=SourceOptions(
-            text_field=text_field,
+            text_field=tuple(text_field or ("text",)),
             ids_field=ids_field,
+            join=unescape(join),
+            csv_delimiter=check_character(None if csv_delimiter is None else unescape(csv_delimiter)),
+            csv_quote=None if csv_quote == "none" else check_character(unescape(csv_quote)),
             input_format=input_format,
             source_from=check_source_from(source_from),
-            separator=separator,
+            separator=None if separator is None else unescape(separator),
             on_error=on_error,
             task_bytes=task_size,
             limit_docs=limit_docs,
@@ -191,13 +276,23 @@ def pack(
             bos_token=bos_token,
             pad_token=pad_token,
         ),
-        packing=PackingOptions(seq_lens=tuple(seq_len), packing=packing, shuffle=shuffle),
+        packing=PackingOptions(seq_lens=tuple(map(parse_seq_len, seq_len)), packing=packing, shuffle=shuffle),
         loss_weights=loss_weights,
     )
+    if dry_run:
+        from exact_prep.cli.dry_run import print_estimate
+        from exact_prep.pipeline import estimate
+
+        with Display() as display:
+            found = estimate(inputs, options, out, workers=workers, overwrite=overwrite, emit=display)
+        print_estimate(found)
+        return
     if "-" in inputs and sys.stdin is None:
         raise UsageError("standard input is closed; give the documents to it, or name a file in place of `-`")
     stdin = sys.stdin.buffer if "-" in inputs else None
-    with Display() as display:
+    with display:
+        from exact_prep.pipeline import pack as run
+
         manifests = run(
             inputs,
             options,
@@ -205,6 +300,8 @@ def pack(
             workers=workers,
             overwrite=overwrite,
             lock=not no_lock,
+            max_rejected=max_rejected,
+            space_check=not no_space_check,
             stdin=stdin,
             emit=display,
         )

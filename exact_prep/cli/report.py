@@ -9,6 +9,11 @@ import typer
 from exact_prep.cli.arguments import Dataset, FromElsewhere, WeightsTable
 
 HELP = """Show where supervision goes: targets and weights by effective context, before and after weighing.
+
+Examples:
+    exact-prep report packed
+    exact-prep report packed --weights alpha-0.3.json
+    exact-prep report packed --json > facts.json
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 

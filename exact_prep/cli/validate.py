@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from exact_prep.cli.arguments import FromElsewhere, WeightsTable, Workers
+from exact_prep.cli.arguments import FromElsewhere, Quiet, Verbose, WeightsTable, Workers, check_path
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,15 +23,22 @@ CELL_WIDTH = 18
 """And each arm."""
 
 
-HELP = r"""Train pairs of models that differ only in the weights, with controls, and show what the weights did.
+HELP = """Train pairs of models that differ only in the weights, with controls, and show what the weights did.
 
-Interrupted, the same command continues. Needs the extra: pip install 'exact-prep\[validate]'.
+Interrupted, the same command continues. Needs the extra: pip install 'exact-prep[validate]'.
+
+Examples:
+    exact-prep validate -o validation
+    exact-prep validate --data packed --tier example --seeds 0,1,2
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def validate(
-    out: Annotated[Path, typer.Option(help="Where runs, results.json and plots go.")] = Path("validation"),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", callback=check_path, help="Where runs, results.json and plots go."),
+    ] = Path("validation"),
     data: Annotated[
         Path | None, typer.Option(help="A dataset that was packed and weighed; without it synthetic recall.")
     ] = None,
@@ -63,18 +70,21 @@ def validate(
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
     workers: Workers = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run `exact-prep validate`; see HELP."""
     from rich.console import Console
 
-    from exact_prep.cli.progress import Display
     from exact_prep.engines import count_cores
+    from exact_prep.progress import Display
 
-    try:
-        from exact_prep.validation.experiment import choose_device, run_experiment
-        from exact_prep.validation.jobs import Experiment
-    except ModuleNotFoundError as error:
-        raise UsageError(f"validate needs {error.name}: pip install 'exact-prep[validate]'") from None
+    with Display(verbose=verbose, quiet=quiet) as display:  # while imports take their time
+        try:
+            from exact_prep.validation.experiment import choose_device, run_experiment
+            from exact_prep.validation.jobs import Experiment
+        except ModuleNotFoundError as error:
+            raise UsageError(f"validate needs {error.name}: pip install 'exact-prep[validate]'") from None
     from exact_prep.validation.plots import plot
     from exact_prep.validation.tiers import TIERS
 
@@ -98,7 +108,7 @@ def validate(
         nolima=nolima,
         harness=tuple(harness.split(",")) if harness else (),
     )
-    with Display() as display:
+    with display:
         results = run_experiment(experiment, workers=1 if on == "cuda" else workers or count_cores(), emit=display)
     console = Console()
     for part in tables(results, console.width):

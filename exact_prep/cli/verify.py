@@ -6,11 +6,15 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Dataset, WeightsTable, Workers
+from exact_prep.cli.arguments import Dataset, Quiet, Verbose, WeightsTable, Workers
 
 HELP = """Check everything that can be checked from the bytes; a line per finding, exit code 1 if there is one.
 
 With --weights the table is checked too: that it was made for this dataset, and follows from its exposure.
+
+Examples:
+    exact-prep verify packed
+    exact-prep verify packed --quick
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
@@ -20,12 +24,15 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Sizes and structure alone; contents are not read.")] = False,
     weights: WeightsTable = None,
     workers: Workers = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run `exact-prep verify`; see HELP."""
-    from exact_prep.cli.progress import Display
-    from exact_prep.pipeline import verify as run
+    from exact_prep.progress import Display
 
-    with Display() as display:
+    with Display(verbose=verbose, quiet=quiet) as display:
+        from exact_prep.pipeline import verify as run
+
         findings = run(directory, quick=quick, workers=workers, weights=weights, emit=display)
     for finding in findings:
         typer.echo(finding)

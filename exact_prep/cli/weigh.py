@@ -8,11 +8,16 @@ from typing import Annotated
 import typer
 
 from exact_prep.choices import MAX_WEIGHT, Normalize
-from exact_prep.cli.arguments import Dataset, NoLock, Workers
+from exact_prep.cli.arguments import Dataset, NoLock, Quiet, Verbose, Workers, check_path
 
 HELP = """Write EXACT weights into the shards: targets with a long effective context get a fixed extra supervision.
 
 In place, at the cost of writing the weights; another `weigh` with other parameters replaces them.
+
+Examples:
+    exact-prep weigh packed
+    exact-prep weigh packed --alpha 0.3 --tail-from 4096
+    exact-prep weigh packed --alpha 0.3 -o alpha-0.3.json
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
@@ -41,7 +46,9 @@ def weigh(
     normalize: Annotated[
         Normalize, typer.Option(help="`mean`: divide all weights by their mean over supervised targets.")
     ] = "none",
-    eps: Annotated[float, typer.Option(help="Added to a bucket's share before it is inverted.")] = 1e-6,
+    eps: Annotated[
+        float, typer.Option(help="Added to a bucket's share before it is inverted.", show_default="0.000001")
+    ] = 1e-6,
     allow_empty_tail: Annotated[
         bool, typer.Option("--allow-empty-tail", help="Write weights of 1 where no target is in the tail.")
     ] = False,
@@ -51,6 +58,9 @@ def weigh(
     out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
+            "-o",
+            callback=check_path,
             metavar="FILE.json",
             help="Write the table alone to this file and leave the dataset as it is; other commands take it with "
             "--weights.",
@@ -59,12 +69,14 @@ def weigh(
     ] = None,
     workers: Workers = None,
     no_lock: NoLock = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run `exact-prep weigh`; see HELP."""
-    from exact_prep.cli.progress import Display
-    from exact_prep.pipeline import weigh as run
-    from exact_prep.records.options import WeightOptions
-    from exact_prep.weighing.files import load_table
+    from exact_prep.progress import Display
+
+    with Display(verbose=verbose, quiet=quiet) as display:  # while imports take their time
+        from exact_prep.records.options import WeightOptions
 
     options = WeightOptions(
         alpha=alpha,
@@ -75,7 +87,9 @@ def weigh(
         supervise_first=supervise_first,
         normalize=normalize,
     )
-    with Display() as display:
+    with display:
+        from exact_prep.pipeline import weigh as run
+
         files = run(
             directory,
             options,
@@ -86,15 +100,19 @@ def weigh(
             lock=not no_lock,
             emit=display,
         )
-    for file in files:
+    from exact_prep.dataset import find_datasets
+    from exact_prep.weighing.files import load_table
+
+    names = [out] if out else find_datasets(directory)
+    for name, file in zip(names, files, strict=True):
         table = load_table(file)
         typer.echo(
-            f"{out or directory}: rows of {file.seq_len:,} tokens, effective context of {table.tail_start:,} or more: "
+            f"{name}: rows of {file.seq_len:,} tokens, effective context of {table.tail_start:,} or more: "
             f"{table.tail_share:.2%} of supervision before, {table.weighted_tail_share:.2%} after"
         )
         if file.rounding and table.extra:
             stored, error = file.rounding.extra_float16, file.rounding.extra_relative_error
             typer.echo(
-                f"{out or directory}: extra supervision {table.extra:.6g}, "
+                f"{name}: extra supervision {table.extra:.6g}, "
                 f"{stored:.6g} as stored in float16 (off by {abs(error):.2%})"
             )

@@ -1,7 +1,7 @@
 """`megatron`: an IndexedDataset whose documents are rows and whose sequences are segments, and weights beside it.
 
 The padding of a row, if any, is its last sequence: a row is always L tokens, so row r begins at token r * L of data.bin
-and of data_loss_weights.bin. GPTDataset itself would cut rows anew: examples/megatron_dataset.py serves them whole.
+and of data_loss_weights.bin. GPTDataset itself would cut rows again: examples/megatron_dataset.py serves them whole.
 """
 
 from __future__ import annotations

@@ -4,16 +4,17 @@
     events.py    what a run tells whoever watches it
     plan.py      the plan of `pack` on disk
     pack.py      inputs -> shards -> datasets, through publish.py
+    estimate.py  what `pack` will take, from a sample; whether the disk has room for it
     weigh.py     exposure -> weights
     verify.py    a dataset against its own records, with consistency.py
     export.py    a dataset as another trainer's files
 
-Emits events and prints nothing. `pack`, `weigh`, `verify` and `export` are the entry points.
+Emits events and prints nothing. `pack`, `estimate`, `weigh`, `verify` and `export` are the entry points.
 """
 
 from exact_prep.pipeline.export import export
-from exact_prep.pipeline.pack import pack
+from exact_prep.pipeline.pack import estimate, pack
 from exact_prep.pipeline.verify import verify
 from exact_prep.pipeline.weigh import weigh
 
-__all__ = ["export", "pack", "verify", "weigh"]
+__all__ = ["estimate", "export", "pack", "verify", "weigh"]

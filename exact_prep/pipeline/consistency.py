@@ -52,6 +52,8 @@ class Records:
     sources: list[list[int]]
     """Of each task: rows of the table of sources."""
     source_rows: list[dict[str, Any]]
+    input_files: int
+    """Rows of the table of inputs."""
     lengths: np.ndarray
     """The histogram of document lengths, int64[3, N]."""
 
@@ -78,6 +80,7 @@ def load_records(dataset: Dataset) -> Records:
         first_records=[row["first_record"] for row in tasks],
         sources=[row["sources"] for row in tasks],
         source_rows=source_rows,
+        input_files=dataset.table("inputs").num_rows,
         lengths=np.stack([read_numbers(lengths, name) for name in SCHEMAS["document_lengths"]]),
     )
 
@@ -97,8 +100,11 @@ def check_records(dataset: Dataset, records: Records, weights: WeightsFile) -> I
     if ledger.padding != manifest.rows * manifest.seq_len - ledger.row_tokens:
         yield f"the ledger says {ledger.padding:,} padding tokens, rows and tokens leave another number"
     packing = manifest.options.packing
-    if manifest.seq_len not in packing.seq_lens or manifest.packing != packing.packing:
-        yield "its options are not those of its rows (seq_len, packing)"
+    own = (manifest.seq_len in packing.seq_lens, manifest.packing, manifest.loss_weights)
+    if own != (True, packing.packing, manifest.options.loss_weights):
+        yield "its options are not those of its rows (seq_len, packing, loss_weights)"
+    if records.input_files != manifest.input_files:
+        yield f"the table of inputs does not list {manifest.input_files:,} files, as the manifest says"
     sizes = (len(shards), len(records.documents), len(records.source_rows))
     if sizes != (manifest.shards, manifest.tasks, manifest.sources):
         yield "the tables have another number of shards, tasks or sources than the manifest"

@@ -8,6 +8,14 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Something begins that may take long, and whose end cannot be foretold."""
+
+    text: str
+    """`finding the inputs`, `loading the vocabulary`, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Started:
     """Tasks are about to run."""
 
@@ -38,6 +46,8 @@ class TaskDone:
 
     done: int
     tasks: int
+    name: str = ""
+    """What the task worked on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +62,7 @@ class Finished:
     """All tasks are finished."""
 
 
-Event = Started | Progress | TaskDone | Note | Finished
+Event = Phase | Started | Progress | TaskDone | Note | Finished
 Emit = Callable[[Event], None]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
+from exact_prep.dataset import check_outside_datasets
 from exact_prep.errors import StorageError, UsageError
 from exact_prep.layouts import choose_align, write_layout
 from exact_prep.pipeline.events import Finished, ignore
@@ -67,6 +68,7 @@ def export(
     Raises UsageError, DatasetError (not weighed, damaged), StorageError.
     """
     chosen = choose_align(kind, align)
+    check_outside_datasets(out)
     dataset = open_rows(directory, weights=weights, weights_from_elsewhere=weights_from_elsewhere)
     if not len(dataset):
         raise UsageError(f"{directory} has no rows: there is nothing to export")

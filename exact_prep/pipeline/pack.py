@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING
 
 from exact_prep.choices import MAX_SOURCES
 from exact_prep.dataset import PLAN, SPOOL, TABLES, TOKENIZER, WORK
-from exact_prep.engines import count_cores
+from exact_prep.engines import count_cores, count_workers
 from exact_prep.errors import DatasetError, UsageError
-from exact_prep.pipeline.events import Finished, Note, ignore
+from exact_prep.pipeline.estimate import check_space, estimate_run
+from exact_prep.pipeline.events import Finished, Note, Phase, ignore
 from exact_prep.pipeline.plan import PackPlan, check_out, claim
 from exact_prep.pipeline.publish import publish_dataset
+from exact_prep.pipeline.rejections import check_rejected, find_surprises, parse_limit
 from exact_prep.pipeline.runs import TaskRun, hold, interruptible
 from exact_prep.records.tables import encode_inputs, encode_plan_tasks
 from exact_prep.records.work import Plan
 from exact_prep.sources import find_inputs
 from exact_prep.sources.labels import TOO_MANY
 from exact_prep.stages.pack import PackTask, pack_task
+from exact_prep.stores import check_local
 from exact_prep.stores.local import digest, digest_file, explained, publish, remove, temporary_path
-from exact_prep.tokenization import choose, locate, make_tokenizer_files
+from exact_prep.tokenization import choose, locate, make_tokenizer_files, resolve_special_tokens
 from exact_prep.version import __version__
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from exact_prep.pipeline.estimate import Estimate
     from exact_prep.pipeline.events import Emit
     from exact_prep.records.manifest import Manifest
     from exact_prep.records.options import PackOptions
@@ -65,20 +69,23 @@ def pack(
     workers: int | None = 1,
     overwrite: bool = False,
     lock: bool = True,
+    max_rejected: str | None = None,
+    space_check: bool = True,
     stdin: BinaryIO | None = None,
     emit: Emit = ignore,
 ) -> list[Manifest]:
     """Tokenize and pack `inputs` into `out`, one dataset per row length; returns their manifests.
 
-    `stdin` is read if an input is `-`; `workers` None starts as many as the work is worth; `lock` False takes `out` to
-    be free. Raises UsageError, SourceError, TokenizerError, StorageError, WorkerError, LedgerError; Interrupted on
+    `max_rejected` is how many records may be rejected, `N` or `P%`; see `parse_limit`. It is no part of the plan: a run
+    that has too many publishes with a higher one. With `space_check` nothing starts that the disk cannot hold; see
+    `check_space`. `stdin` is read if an input is `-`; `workers` None starts as many as
+    the work is worth; `lock` False takes `out` to be free.
+    Raises UsageError, SourceError, TokenizerError, StorageError, WorkerError, LedgerError; Interrupted on
     Ctrl-C or SIGTERM, after which the same call continues.
     """
     seq_lens = options.packing.seq_lens
-    if len(set(seq_lens)) < len(seq_lens):
-        raise UsageError("a --seq-len is given twice")
-    if options.source.ids_field is None and options.tokenizer.tokenizer is None:
-        raise UsageError("--tokenizer is missing; it may be left out only with --ids-field, for a corpus of ids")
+    check_options(options, out)
+    limit = parse_limit(max_rejected)
     children = [out / str(seq_len) for seq_len in seq_lens] if len(seq_lens) > 1 else []
     with hold(out, *written_directories(out), lock=lock), interruptible(lambda: explain_stop(out)):
         check_out(out, overwrite=overwrite)
@@ -86,20 +93,60 @@ def pack(
             if child.is_dir():  # held on its own: a `weigh` of this dataset alone writes there too
                 with hold(child, *written_directories(child), lock=lock):
                     pass
+        if "-" in inputs and stdin:
+            emit(Phase(text="reading standard input"))
         spooled = spool(stdin, out / SPOOL) if "-" in inputs and stdin else None
         planned = prepare(inputs, options, out, spooled, emit)
+        if space_check:
+            check_space(planned)
         if claim(planned, overwrite=overwrite, lock=lock):
             emit(Note(text=f"continuing the incomplete run in {out}"))
         records = run_tasks(planned, workers, emit)
+        check_rejected(planned, records, limit)
+        emit(Phase(text="publishing"))
         manifests = [publish_dataset(planned, seq_len, records) for seq_len in seq_lens]
         remove(out / SPOOL)
         # The plan goes first: what is left of WORK without it is not a run that can be continued.
         remove(out / WORK / PLAN)
         remove(out / WORK)
         emit(Finished())
-        if not manifests[0].rows:
-            emit(Note(text="no document of the inputs holds a token: the dataset has no rows"))
+        for note in find_surprises(planned, manifests[0], {label for record in records for label in record.labels}):
+            emit(Note(text=note))
     return manifests
+
+
+def estimate(
+    inputs: Sequence[str],
+    options: PackOptions,
+    out: Path,
+    *,
+    workers: int | None = 1,
+    overwrite: bool = False,
+    emit: Emit = ignore,
+) -> Estimate:
+    """What `pack` of the same arguments will take, from a sample; writes nothing. Raises what it raises at its start.
+
+    Standard input cannot be estimated: it can be read only once.
+    """
+    check_options(options, out)
+    if "-" in inputs:
+        raise UsageError("--dry-run cannot read standard input without keeping it; write it to a file and name that")
+    if out.exists():
+        check_out(out, overwrite=overwrite)
+    planned = prepare(inputs, options, out, None, emit)
+    if workers is None:
+        workers = count_workers(sum(measure_tasks(planned.inputs, planned.tasks)), worker_bytes(planned))
+    return estimate_run(planned, workers)
+
+
+def check_options(options: PackOptions, out: Path) -> None:
+    """Raise UsageError for options that do not go together."""
+    seq_lens = options.packing.seq_lens
+    if len(set(seq_lens)) < len(seq_lens):
+        raise UsageError("a --seq-len is given twice")
+    check_local(out)
+    if options.source.ids_field is None and options.tokenizer.tokenizer is None:
+        raise UsageError("--tokenizer is missing; it may be left out only with --ids-field, for a corpus of ids")
 
 
 def written_directories(home: Path) -> list[Path]:
@@ -124,12 +171,20 @@ def spool(stdin: BinaryIO, path: Path) -> Path:
 
 def prepare(names: Sequence[str], options: PackOptions, out: Path, stdin: Path | None, emit: Emit) -> PackPlan:
     """Find the inputs and plan the run; writes nothing."""
+    name, as_ids = options.tokenizer.tokenizer, options.source.ids_field is not None
+    emit(Phase(text="finding the tokenizer"))
+    path = locate(name) if name else None
+    # First of all, because it is quick: a wrong EOS is then known before large inputs are listed.
+    for text in resolve_special_tokens(options.tokenizer, path, ids=as_ids).notes:
+        emit(Note(text=text))
+    emit(Phase(text="finding the inputs"))
     inputs = find_inputs(names, options.source, exclude=out, stdin=stdin)
     if inputs.left_out:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in inputs.left_out.items())
         emit(Note(text=f"files in the inputs that are not read: {kinds}"))
-    name, as_ids = options.tokenizer.tokenizer, options.source.ids_field is not None
-    path = locate(name) if name else None
+    for warning in inputs.warnings:
+        emit(Note(text=warning))
+    emit(Phase(text="loading the vocabulary and proving ids" if path and not as_ids else "planning the tasks"))
     sample = [] if as_ids else inputs.sample_texts()
     tokenizer = choose(options.tokenizer, sample, path=path, ids=as_ids)
     if tokenizer.fallback:

@@ -137,10 +137,11 @@ def claim(planned: PackPlan, *, overwrite: bool, lock: bool = True) -> bool:
         differences = differences_from(planned)
         if not differences:
             return True
-        if not overwrite:
+        # A run that has not finished a task has nothing to lose.
+        if not overwrite and any(work.glob("task-*.json")):
             raise UsageError(
-                f"{out} holds an incomplete run that differs: {'; '.join(differences)}. "
-                "Repeat that command to continue it, or start anew with --overwrite"
+                f"{out} holds an incomplete run of other options or inputs: {'; '.join(differences)}. "
+                "Use those again to continue it, or start again with --overwrite"
             )
     clear(out, lock=lock)
     for name, data in planned.tokenizer_files.items():

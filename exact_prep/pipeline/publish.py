@@ -5,6 +5,7 @@ Shards are in their places already; nothing is renamed.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ from exact_prep.records.tables import (
 )
 from exact_prep.records.weights import WeighedDataset
 from exact_prep.shards import ShardWriter
+from exact_prep.sources.formats import FORMATS
+from exact_prep.sources.places import describe_place
 from exact_prep.stages.lengths import decode_lengths, sum_lengths
 from exact_prep.stores.local import LocalStore, digest, digest_file, explained, sync_file
 from exact_prep.version import __version__
@@ -165,17 +168,51 @@ def encode_lengths(planned: PackPlan, records: Sequence[TaskRecord], sources: Se
 
 def publish_rejected(planned: PackPlan, home: LocalStore, records: Sequence[TaskRecord]) -> str | None:
     """rejected.jsonl: what the tasks skipped, in order; its checksum, or None if nothing was skipped."""
-    lists = [planned.work.path / planned.rejected_name(record.task) for record in records if record.documents.rejected]
+    before = count_lines_before(planned, records)
+    lists = [
+        (planned.work.path / planned.rejected_name(record.task), before.get(record.task))
+        for record in records
+        if record.documents.rejected
+    ]
     if not lists:
         return None
     scratch = home.scratch(REJECTED)
     with explained("write", scratch), scratch.open("wb") as file:
-        for path in lists:
+        for path, before in lists:
             with path.open("rb") as part:
-                shutil.copyfileobj(part, file)
+                if before is None:
+                    shutil.copyfileobj(part, file)
+                else:
+                    file.writelines(add_place(line, before) for line in part)
     sync_file(scratch)
     home.upload(scratch, REJECTED)
     return digest_file(home.path / REJECTED)
+
+
+def count_lines_before(planned: PackPlan, records: Sequence[TaskRecord]) -> dict[int, int]:
+    """Lines of the file before the slice of each task that reads a later part of a file of lines.
+
+    Such a task reads one slice, and every line is a record. So the counts of the earlier tasks say what each of these
+    tasks would have had to read the file for.
+    """
+    before: dict[int, int] = {}
+    lines = Counter[int]()
+    for record in records:
+        first = planned.tasks[record.task][0]
+        if FORMATS[planned.inputs.files[first.file].format].unit == "byte" and first.stop is not None:
+            if first.start:
+                before[record.task] = lines[first.file]
+            lines[first.file] += record.documents.records
+    return before
+
+
+def add_place(line: bytes, before: int) -> bytes:
+    """A line of a task's list of skipped documents, with its place; `before` lines of the file came earlier."""
+    entry = json.loads(line)
+    if "record" in entry:
+        place = describe_place("jsonl", before + entry["record"])
+        entry = {"source": entry["source"], "place": place, "reason": entry["reason"]}
+    return (json.dumps(entry, ensure_ascii=False) + "\n").encode()
 
 
 def make_manifest(

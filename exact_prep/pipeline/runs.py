@@ -101,7 +101,7 @@ class TaskRun:
             function, [items[index] for index in indices], workers=workers, name=name, observer=observer
         ):
             self._done.add(indices[place])
-            self._emit(TaskDone(done=len(self._done), tasks=len(self._sizes)))
+            self._emit(TaskDone(done=len(self._done), tasks=len(self._sizes), name=name(items[indices[place]])))
             yield indices[place], result
         self._bytes, self._tokens = observer.seen
 

@@ -27,7 +27,7 @@ from exact_prep.pipeline.consistency import (
     load_checksums,
     load_records,
 )
-from exact_prep.pipeline.events import Finished, ignore
+from exact_prep.pipeline.events import Finished, Phase, ignore
 from exact_prep.pipeline.runs import TaskRun
 from exact_prep.records.manifest import DocumentCounts
 from exact_prep.stages.lengths import sum_lengths
@@ -71,16 +71,32 @@ def verify(
 
 def verify_dataset(home: Path, *, quick: bool, workers: int | None, weights: Path | None, emit: Emit) -> list[str]:
     """The findings about one dataset."""
+    emit(Phase(text=f"checking the records of {home}"))
     try:
         dataset = open_dataset(home)
         records = load_records(dataset)
         file = load_weights_file(home / WEIGHTS)
     except ExactPrepError as error:
-        return [str(error)]
+        return list(dict.fromkeys([str(error), *list_damage(home)]))
     findings = [f"{home}: {text}" for text in check_records(dataset, records, file)]
     if weights is not None:
         findings += [f"{weights}: {text}" for text in check_table_file(dataset, weights)]
     return findings + check_shards(dataset, records, file, quick=quick, workers=workers, emit=emit)
+
+
+def list_damage(home: Path) -> list[str]:
+    """Files beside the shards that are missing or changed, where the manifest can be read."""
+    try:
+        dataset = open_dataset(home)
+    except ExactPrepError:
+        return []
+    found = []
+    for name in dataset.manifest.digests:
+        try:
+            dataset.read(name)
+        except ExactPrepError as error:
+            found.append(str(error))
+    return found
 
 
 def check_shards(

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exact_prep.dataset import (
-    MANIFEST,
     STATE,
     TABLES,
     WEIGHTS,
     WORK,
     Dataset,
+    check_outside_datasets,
     find_datasets,
     make_state,
     open_dataset,
     table_name,
 )
 from exact_prep.errors import DatasetError, UsageError, WeightsError
-from exact_prep.pipeline.events import Finished, Note, ignore
+from exact_prep.pipeline.events import Finished, Note, Phase, ignore
 from exact_prep.pipeline.publish import describe
 from exact_prep.pipeline.runs import TaskRun, hold, interruptible
 from exact_prep.records import encode, fingerprint, is_sealed, parse, seal
@@ -89,6 +89,7 @@ def weigh(
     if out is not None:
         return [write_table(homes, options, out, recount, allow_empty_tail, workers, emit)]
     with hold_all(directory, homes, lock=lock):
+        emit(Phase(text="checking the shards"))
         jobs = [plan_job(home, options, allow_empty_tail) for home in homes]
         for job in jobs:
             check_shards(job.dataset)
@@ -172,10 +173,7 @@ def check_table_path(out: Path) -> None:
             f"{out} is a directory; --out names the file of the table, such as {out / 'weights-alpha-0.3.json'}. "
             "To copy a dataset use cp -r"
         )
-    parents = [out.absolute().parent, out.parent.resolve()]  # as named, and where links lead
-    for place in dict.fromkeys(place for parent in parents for place in (parent, *parent.parents)):
-        if (place / MANIFEST).is_file() or (place / WORK).is_dir():
-            raise UsageError(f"{out} lies inside the dataset {place}; choose an --out elsewhere")
+    check_outside_datasets(out)
     if out.exists() and not is_table(out):
         raise UsageError(f"{out} exists and is not a table of weights; choose another --out")
 

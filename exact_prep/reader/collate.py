@@ -28,8 +28,8 @@ def collate(
 
     Each [B, L]. Position_ids are 0 at each document and throughout padding, labels -100 where the weight is 0. On
     request `segment_ids[B, L]`, counted from 1 in each row and 0 for padding, and cu_seqlens int32[S + 1], the segment
-    edges of the batch as one sequence of B * L tokens, with max_seqlen. Raises UsageError if a row has not the columns,
-    or rows differ in length.
+    edges of the batch as one sequence of B * L tokens, with max_seqlen. Raises UsageError if a row lacks columns, or
+    rows differ in length.
     """
     stored = [_stored(row) for row in rows]
     tokens = _stack([row[0] for row in stored], ids)
@@ -59,7 +59,7 @@ def _stored(row: Row | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.nd
     if missing:
         raise UsageError(
             f"a row lacks {', '.join(sorted(missing))}: the trainer removed columns (set remove_unused_columns=False), "
-            f"or it is no row of an exact-prep dataset"
+            f"or the row is not from an exact-prep dataset"
         )
     return np.asarray(row["input_ids"]), np.asarray(row["seq_lengths"], np.int64), np.asarray(row["loss_weights"])
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.dataset import WEIGHTS, load_weights_file
+from exact_prep.dataset import WEIGHTS, load_weights_file, open_dataset
 from exact_prep.errors import DatasetError, WeightsError
 from exact_prep.reader.columns import position_ids
 from exact_prep.weighing.files import find_divisor, load_table, weight_runs
@@ -120,11 +120,15 @@ def load_weights(path: str | PathLike[str]) -> LoadedWeights:
     finished.
     """
     path = Path(path)
-    file = path / WEIGHTS if path.is_dir() else path
+    if path.is_dir():
+        file, weights = path / WEIGHTS, open_dataset(path).weights()
+    elif path.is_file():
+        file, weights = path, load_weights_file(path)
+    else:
+        raise DatasetError(
+            f"{path} does not exist; check the path, or write it with `exact-prep weigh DIR --out {path}`"
+        )
     directory = file.parent
-    if not file.is_file():
-        raise DatasetError(f"{file} does not exist; run `exact-prep weigh {directory}`, or name another file")
-    weights = load_weights_file(file)
     if weights.kind == "plain":
         raise DatasetError(
             f"{file} holds plain weights: the dataset is not weighed; run `exact-prep weigh {directory}`"

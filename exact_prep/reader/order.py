@@ -1,7 +1,7 @@
 """Which rows, when and on which rank: an order that any number of ranks can share and that resumes exactly.
 
-Rows are dealt out in global batches: all ranks' batches of one step. The state is one number, the rows dealt out so far
-by all ranks together, so that a run can go on with another number of ranks or another batch size.
+A global batch is all ranks' batches of one step. The state is one number, the rows used so far by all ranks together,
+so that a run can continue with another number of ranks or another batch size.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class BatchOrder:
-    """Batches of row numbers for one rank; iterating goes on where the last iteration stopped.
+    """Batches of row numbers for one rank; iterating continues where the last iteration stopped.
 
     Every row comes once per epoch, over all ranks. A global batch may span two epochs. With `epochs` the last global
-    batch is short if the rows do not divide: it is dealt out evenly, and a rank for which nothing is left stops a step
-    earlier (`drop_last` leaves that batch out, on every rank). Without `epochs` it goes on for ever, and every batch
-    is full.
+    batch is short if the rows do not divide evenly: ranks share what is left, and a rank that gets nothing stops one
+    step earlier (`drop_last` leaves that batch out, on every rank). Without `epochs` it never ends, and every batch is
+    full.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BatchOrder:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.position = 0
-        """Rows dealt out so far to all ranks together, over all epochs."""
+        """Rows used so far by all ranks together, over all epochs."""
         self._stop: int | None = None
         if epochs is not None:
             total = rows * epochs
@@ -84,11 +84,11 @@ class BatchOrder:
             yield batch
 
     def state_dict(self) -> dict[str, int | None]:
-        """Where the order stands: enough to go on exactly, equal on every rank."""
+        """The position of the order: enough to continue exactly, equal on every rank."""
         return {"position": self.position, "rows": self.rows, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Go on where `state` was taken; raises UsageError if that was another dataset size or seed."""
+        """Continue where `state` was taken; raises UsageError if that was another dataset size or seed."""
         for name in ("rows", "seed"):
             if state[name] != getattr(self, name):
                 raise UsageError(

@@ -166,6 +166,12 @@ class PackedDataset:
         kind = "plain weights" if self.loaded_weights is None else "weighed"
         return f"<PackedDataset {self.path}: {len(self)} rows of {self.seq_len} tokens, {kind}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a histogram of effective context."""
+        from exact_prep.reader.html import render_html
+
+        return render_html(self)
+
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(len(self)))
 
@@ -200,7 +206,7 @@ class PackedDataset:
         """Every `world_size`-th row, from row `rank` on: ranks share the rows without overlap or loss.
 
         When the rows do not divide, the first `len % world_size` ranks have one row more. For training in step over
-        ranks use `order.BatchOrder`, which deals out whole global batches.
+        ranks use `order.BatchOrder`, which gives every rank its part of whole global batches.
         """
         if not 0 <= rank < world_size:
             raise UsageError(f"rank is {rank} of world_size {world_size}; ranks count from 0 to world_size - 1")
@@ -242,7 +248,7 @@ class PackedDataset:
         self._weights_seen = seen
 
     def _shard(self, number: int) -> tuple[Shard, np.ndarray]:
-        """A mapped shard, and the first row of each of its batches; beyond SHARDS_MAPPED the oldest is let go."""
+        """A mapped shard, and the first row of each of its batches; beyond SHARDS_MAPPED the oldest is released."""
         if (kept := self._mapped.get(number)) is not None:
             return kept
         record = self.files.shards[number]
@@ -283,6 +289,11 @@ def open(  # noqa: A001
     if not (path / MANIFEST).is_file() and (several := find_datasets(path)):
         raise DatasetError(f"{path} holds a dataset per row length; open one of: {', '.join(map(str, several))}")
     files = open_dataset(path)
+    if (rows := sum(shard.rows for shard in files.shards)) != files.manifest.rows:
+        raise DatasetError(
+            f"{path / MANIFEST} says {files.manifest.rows:,} rows, its shards have {rows:,}; "
+            f"run `exact-prep verify {path}`"
+        )
     for record in files.shards:
         shard = path / record.file
         size = shard.stat().st_size if shard.is_file() else None
@@ -296,8 +307,6 @@ def open(  # noqa: A001
         loaded = load_table_for(weights, files, elsewhere=weights_from_elsewhere)
         return PackedDataset(files, loaded, rows, stored=False)
     loaded = load_weights(path)
-    if not belongs_to(loaded.file, files.manifest):
-        raise DatasetError(f"{path / WEIGHTS} belongs to another dataset; run `exact-prep weigh {path}`")
     loaded = LoadedWeights(loaded.file, files.manifest.tree_hash)
     return PackedDataset(files, loaded, rows, stored=files.manifest.loss_weights == "column")
 

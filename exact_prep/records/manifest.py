@@ -6,13 +6,47 @@ checksums the manifest holds.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from exact_prep.choices import MAX_COUNT, LossWeights, Packing, SpecialTokens
 from exact_prep.records import ALIGNMENT, FORMAT_VERSION, Count, Digest, FormatVersion, Record, RowLength, Seal
 from exact_prep.records.options import PackOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+Role = Literal["eos", "bos", "pad"]
+
+LABELS: dict[Role, str] = {"eos": "EOS", "bos": "BOS", "pad": "padding"}
+"""What messages call the roles."""
+
+
+class SpecialTokenRecord(Record):
+    """The token of one role, and where it came from."""
+
+    role: Role
+    text: str | None
+    """Null if there is no token, or if its text is not known: an id without a tokenizer."""
+    id: int | None
+    """Null if there is no token."""
+    source: str
+    """The option or file that named it, or why there is none."""
+
+
+def describe_special_tokens(tokens: Iterable[SpecialTokenRecord]) -> str:
+    """One line: each role's token, its id and where it came from."""
+    described = []
+    for token in tokens:
+        if token.id is None:
+            described.append(f"{LABELS[token.role]} none ({token.source})")
+        elif token.text is None:
+            described.append(f"{LABELS[token.role]} id {token.id} ({token.source})")
+        else:
+            described.append(f"{LABELS[token.role]} {token.text!r} (id {token.id}, {token.source})")
+    return ", ".join(described)
 
 
 class TokenizerRecord(Record):
@@ -30,6 +64,8 @@ class TokenizerRecord(Record):
     """Prepended to every document; None if nothing is."""
     pad_id: int
     """Fills the end of a row. Padding is told by `seq_lengths`, never by this id: EOS may be the same."""
+    special_tokens: tuple[SpecialTokenRecord, ...]
+    """EOS, BOS and padding: text, id and where each came from."""
     special_tokens_in_text: SpecialTokens
     backend: str
     """Library that encoded."""

@@ -34,13 +34,27 @@ def check_source_from(value: str) -> str:
     )
 
 
+def check_character(value: str | None) -> str | None:
+    """The value of `csv_delimiter` or `csv_quote` as it is; raises UsageError unless it is one character."""
+    if value is None or (len(value) == 1 and value not in "\r\n"):
+        return value
+    raise UsageError(f"--csv-delimiter and --csv-quote are one character each, not {value!r}")
+
+
 class SourceOptions(Record):
     """Which documents, and what happens to bad ones."""
 
-    text_field: str = "text"
-    """Field or column that holds a document's text."""
+    text_field: tuple[str, ...] = Field(default=("text",), min_length=1)
+    """Fields or columns that may hold a document's text: of each record the first that it has. `a.b` is field b of the
+    object a, unless a field has that very name."""
     ids_field: str | None = None
     """List column that holds a document's token ids; the text is then not read and nothing is tokenized."""
+    join: str = "\n"
+    """What comes between the strings of a field that holds a list of them."""
+    csv_delimiter: str | None = None
+    """What separates the fields of a CSV file; None is a comma, and a tab in .tsv."""
+    csv_quote: str | None = '"'
+    """What encloses a field of a CSV file; None: quotes are text."""
     input_format: InputFormat = "auto"
     """How to read files; `auto` tells it by their names."""
     source_from: Annotated[str, Field(json_schema_extra={"pattern": "^(input|dir|field:.+)$"})] = "input"
@@ -60,6 +74,14 @@ class SourceOptions(Record):
 
     _source_from = field_validator("source_from")(check_source_from)
 
+    @field_validator("text_field", mode="before")
+    @classmethod
+    def _text_field(cls, value: object) -> object:
+        """One name may be given as it is."""
+        return (value,) if isinstance(value, str) else value
+
+    _csv = field_validator("csv_delimiter", "csv_quote")(check_character)
+
 
 class TokenizerOptions(Record):
     """How text becomes ids."""
@@ -73,13 +95,13 @@ class TokenizerOptions(Record):
     eos: bool | None = None
     """Whether EOS is appended to each document; None appends it to text, and nothing to a corpus that came as ids."""
     bos: bool | None = None
-    """Whether BOS is prepended; None follows the tokenizer's own post-processor."""
+    """Whether BOS is prepended; None follows the tokenizer's post-processor and `add_bos_token`."""
     eos_token: str | None = None
-    """The EOS token, where the tokenizer does not name one; without a tokenizer its id."""
+    """The EOS token instead of the one that the tokenizer's files name: a special token's text, or `id:N`."""
     bos_token: str | None = None
-    """The BOS token, where the tokenizer does not name one; without a tokenizer its id."""
+    """The BOS token, likewise; it is then prepended."""
     pad_token: str | None = None
-    """The padding token, or without a tokenizer its id; EOS where neither this nor the tokenizer names one."""
+    """The padding token, likewise; EOS if neither this nor the tokenizer's files name one."""
 
 
 class PackingOptions(Record):
@@ -108,7 +130,7 @@ class WeightOptions:
     """What the user asks of the weights. The defaults are the paper's; `eps` and `supervise_first` are ours.
 
     The one record of these options: the command fills it, weights.json holds it, the report shows it. Raises
-    WeightsError for values that cannot be meant.
+    WeightsError for invalid values.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -134,7 +156,7 @@ class WeightOptions:
     """Whether each dataset of a mixture keeps its share of supervision."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant; raises WeightsError."""
+        """Refuse invalid values; raises WeightsError."""
         for name in ("tail_from", "window"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, Integral):

@@ -40,7 +40,7 @@ class TableRecord(Record):
     in_tail: tuple[bool, ...]
     weights: tuple[Annotated[float, Field(ge=0, le=MAX_WEIGHT)], ...]
     """Weight of a supervised target per bucket, before rounding to float16."""
-    scale: float
+    scale: Annotated[float, Field(gt=0)]
     """What all weights were divided by (`normalize`)."""
     extra: float
     """Extra supervision of the tail as computed; alpha minus what clipping took."""

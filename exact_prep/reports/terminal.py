@@ -9,10 +9,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from exact_prep.choices import MAX_WEIGHT
+from exact_prep.records.manifest import describe_special_tokens
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from exact_prep.reports.facts import BucketFacts, Facts
+    from exact_prep.reports.facts import BucketFacts, Facts, WeightFacts
 
 BAR_WIDTH = 28
 
@@ -99,6 +102,15 @@ def make_sources(facts: Facts) -> Table:
     return table
 
 
+def describe_extra(weights: WeightFacts) -> str:
+    """The extra supervision of the tail, and what a limit and rounding took."""
+    limit = weights.options.max_weight or MAX_WEIGHT
+    lost = weights.options.alpha - weights.extra
+    clipped = f" of alpha {weights.options.alpha:g}, weights are limited to {limit:g}" if lost > 1e-9 else ""
+    rounding = f"float16 off by at most {weights.max_relative_rounding_error:.1e}"
+    return f"extra supervision {weights.extra:.6g}{clipped}, {rounding}"
+
+
 def make_figures(facts: Facts) -> Table:
     """A table of counts: tokens, documents, segments, text, tokenizer, weights."""
     documents, ledger, tokenizer = facts.documents, facts.ledger, facts.tokenizer
@@ -120,11 +132,8 @@ def make_figures(facts: Facts) -> Table:
             "tokenizer",
             Text(f"{tokenizer.name or 'ids'}, {tokenizer.backend} {tokenizer.backend_version}, {compared}"),
         )
+    table.add_row("", Text(describe_special_tokens(tokenizer.special_tokens)))
     if facts.weights and facts.weights.state == "complete":
-        table.add_row(
-            "weights",
-            f"extra supervision {facts.weights.extra:.6g}, float16 off by at most "
-            f"{facts.weights.max_relative_rounding_error:.1e}",
-        )
+        table.add_row("weights", describe_extra(facts.weights))
     table.add_row("tree hash", facts.tree_hash)
     return table

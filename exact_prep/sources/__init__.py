@@ -18,9 +18,11 @@ The way of a document, and the file where each step lives:
 
 6. A source label is found for each document.                      labels
 7. Small batches become larger ones, numbered within their task.   batching
+8. A record's number says where it is, in the words of messages.   places
 
-`inputs` is the face of all this: `find_inputs` gives `Inputs`, which plan tasks, read them, say where a record came
-from, and give a sample of the corpus (`samples`). Helpers that several readers share are in `batching`.
+`inputs` is the face of all this: `find_inputs` gives `Inputs`, which plan tasks, read them, and give a sample of the
+corpus (`samples`). `extracts` are a sample that says which bytes it stands for. Helpers that several readers share are
+in `batching`; names of nested fields in `fields`.
 
 Every record is a document, empty, or bad. A bad one stops the run, or is skipped and listed with its file, its place
 and the reason. Nothing is imported here that takes time.
@@ -30,5 +32,6 @@ from __future__ import annotations
 
 from exact_prep.sources.inputs import Inputs, find_inputs
 from exact_prep.sources.labels import SourceLabels
+from exact_prep.sources.places import RecordPlaces
 
-__all__ = ["Inputs", "SourceLabels", "find_inputs"]
+__all__ = ["Inputs", "RecordPlaces", "SourceLabels", "find_inputs"]

@@ -51,7 +51,7 @@ def open_stream(part: Part, memory: pa.MemoryMappedFile) -> Opened:
     schema = pa.ipc.open_stream(memory).schema
     columns = pick_columns(part, schema)
     memory.seek(0)
-    reader = pa.ipc.open_stream(memory, options=select_fields(schema, columns.names()))
+    reader = pa.ipc.open_stream(memory, options=select_fields(schema, columns.tops()))
 
     def rows() -> Iterator[Rows]:
         row = position = 0
@@ -72,7 +72,7 @@ def open_file(part: Part, memory: pa.MemoryMappedFile) -> Opened:
     """Record batches `slice.start` to `slice.stop` of an Arrow IPC file."""
     schema = pa.ipc.open_file(memory).schema
     columns = pick_columns(part, schema)
-    reader = pa.ipc.open_file(memory, options=select_fields(schema, columns.names()))
+    reader = pa.ipc.open_file(memory, options=select_fields(schema, columns.tops()))
     start, stop = part.slice.start, reader.num_record_batches if part.slice.stop is None else part.slice.stop
     edges = split_in_proportion([1] * reader.num_record_batches, part.file.bytes)
     first = count_rows_before(memory, reader, start)
@@ -108,6 +108,15 @@ def count_rows_before(memory: pa.MemoryMappedFile, reader: pa.RecordBatchFileRea
     except (pa.ArrowException, OSError):
         rows = []
     return sum(rows) if len(rows) == start else sum(reader.get_batch(index).num_rows for index in range(start))
+
+
+def count_rows_before_slice(part: Part) -> int:
+    """Rows of a file before the slice; raises Damaged."""
+    with reading(part):
+        memory = pa.memory_map(str(part.path))
+        if memory.read(len(FILE_MAGIC)) != FILE_MAGIC:
+            return 0
+        return count_rows_before(memory, pa.ipc.open_file(memory), part.slice.start)
 
 
 def cut_rows(part: Part, batches: Iterator[Rows]) -> Iterator[Rows]:

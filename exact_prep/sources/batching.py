@@ -10,12 +10,14 @@ import numpy as np
 
 from exact_prep.batches import Rejected, TextBatch
 from exact_prep.errors import SourceError
+from exact_prep.sources.places import count_records_before, describe_place, is_cut_by_bytes, join_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from exact_prep.records.options import SourceOptions
     from exact_prep.records.work import InputFile, Slice
+    from exact_prep.sources.streams import Damaged
 
 BATCH_BYTES = 4 << 20
 """Bytes of text per batch, about: batches are joined until they have as much."""
@@ -59,15 +61,31 @@ class Part:
         return "stdin" if self.file.path == "-" else self.file.path
 
 
-def reject(part: Part, record: int, place: str, reason: str) -> Rejected:
+def reject(part: Part, record: int, reason: str, *, before: int | None = None, onward: bool = False) -> Rejected:
     """The entry of a bad document that is skipped; `record` counts from the slice's start.
 
-    Raises SourceError instead under `on_error="stop"`.
+    `before` are the records of the file before the slice, where the reader knows them. `onward`: nothing can be read
+    from this document on. Raises SourceError instead under `on_error="stop"`.
     """
-    if part.options.on_error == "stop":
-        where = f":{place[5:]}" if place.startswith("line ") else f", {place}"
-        raise SourceError(f"{part.name}{where}: {reason};\nfix it, or skip such documents with --on-error reject")
+    stop = part.options.on_error == "stop"
+    if before is None and (stop or not is_cut_by_bytes(part)):
+        before = count_records_before(part)
+    place = "" if before is None else describe_place(part.file.format, before + record) + " on" * onward
+    if stop:
+        where = join_place(part.name, place)
+        raise SourceError(f"{where}: {reason};\nfix it, or skip such documents with --on-error reject")
     return Rejected(source=part.name, place=place, reason=reason, record=record)
+
+
+def reject_rest(part: Part, record: int, damage: Damaged, *, consumed: int, size: int, before: int = 0) -> TextBatch:
+    """The batch that accounts for what a damage makes unreadable: `consumed` bytes of `size` were read before it."""
+    rest = max(size - consumed, 0)
+    lost = [f"{damage.unfinished:,} bytes of the record that it cuts"] if damage.unfinished else []
+    if rest:
+        lost.append(f"the last {rest:,} of the file's {part.file.bytes:,} bytes")
+    reason = f"{damage}; lost: {', and '.join(lost) or 'whatever came after it'}"
+    rejected = reject(part, record, reason, before=before, onward=True)
+    return TextBatch(records=np.empty(0, np.int64), read=1, rejected=(rejected,), bytes_read=size - consumed)
 
 
 def number_records(first: int, read: int, left_out: Sequence[int]) -> np.ndarray:

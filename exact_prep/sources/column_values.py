@@ -16,7 +16,9 @@ import pyarrow as pa
 
 from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError
-from exact_prep.sources.batching import BATCH_BYTES, MAX_ID, count_utf8_bytes, number_records, reject
+from exact_prep.signatures import HEAD, find_codec, recognise
+from exact_prep.sources.batching import BATCH_BYTES, MAX_ID, count_utf8_bytes, number_records, reject, reject_rest
+from exact_prep.sources.fields import join_names, spell_paths
 from exact_prep.sources.labels import NO_LABEL, BadLabel, label_field, spell_label
 from exact_prep.sources.long_texts import LONG, cut_utf8, make_batches
 from exact_prep.sources.streams import Damaged, check_unchanged
@@ -36,6 +38,9 @@ ROWS = 1 << 11
 PACKED = b"exact_prep"
 """A key in the schema metadata of our own shards, and of nobody else's."""
 
+STRING_TWINS = {pa.binary(): pa.string(), pa.large_binary(): pa.large_string(), pa.binary_view(): pa.string_view()}
+"""The string type that has a binary type's layout: Impala, Hive and older versions of Spark write text as bytes."""
+
 BINARY_TWINS = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 """The type that has a string type's layout without its promise of UTF-8."""
 
@@ -53,22 +58,46 @@ class Rows(NamedTuple):
     """Bytes of the file that these rows account for."""
 
 
+class Column(NamedTuple):
+    """A column, or a field inside a column of structs."""
+
+    path: tuple[str, ...]
+    """Names from the column down to the field."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it, and as Parquet calls it."""
+        return ".".join(self.path)
+
+    def values(self, batch: pa.RecordBatch) -> pa.Array:
+        """The values in a record batch that has the column; null where a struct around them is."""
+        column = batch.column(self.path[0])
+        for step in self.path[1:]:
+            # `flatten` makes a field null where the struct is, `field` does not.
+            column = column.flatten()[column.type.get_field_index(step)]
+        return as_strings(column)
+
+
 class Columns(NamedTuple):
     """Which columns of a file are read."""
 
-    name: str
+    text: Column
     """The column of texts or token ids."""
-    label: str | None
+    label: Column | None
     """The column of labels, if there is one."""
 
     def names(self) -> list[str]:
-        """All of them, none twice."""
-        return [self.name] if self.label in (None, self.name) else [self.name, self.label]
+        """All of them as Parquet names what is read, none twice."""
+        return list(dict.fromkeys(column.name for column in self if column is not None))
+
+    def tops(self) -> list[str]:
+        """The columns of the file that hold them, none twice."""
+        return list(dict.fromkeys(column.path[0] for column in self if column is not None))
 
     def rows(self, batch: pa.RecordBatch, first: int, consumed: int) -> Rows:
         """The rows of a record batch that has these columns."""
-        labels = None if self.label is None else batch.column(self.label)
-        return Rows(batch.column(self.name), labels, first, consumed)
+        labels = None if self.label is None else self.label.values(batch)
+        return Rows(self.text.values(batch), labels, first, consumed)
 
 
 class Opened(NamedTuple):
@@ -121,54 +150,125 @@ def read_columns(part: Part, open_slice: Callable[[Part], Opened]) -> Iterator[T
             consumed += rows.consumed
         yield TextBatch(records=np.empty(0, np.int64), bytes_read=opened.share - consumed)
     except Damaged as damage:
-        rejected = reject(part, row - opened.first, f"row {row} on", str(damage))
-        rest = opened.share - consumed
-        yield TextBatch(records=np.empty(0, np.int64), read=1, rejected=(rejected,), bytes_read=rest)
+        if not row and not consumed:
+            damage = explain_head(part, damage)
+        yield reject_rest(part, row - opened.first, damage, consumed=consumed, size=opened.share, before=opened.first)
+
+
+def explain_head(part: Part, damage: Damaged) -> Damaged:
+    """A damage that nothing was read before, explained by what the file is, if its first bytes tell."""
+    with explained("read", part.path), part.path.open("rb") as file:
+        head = file.read(HEAD)
+    if codec := find_codec(head):
+        return Damaged(f"it is compressed with {codec}: decompress it, this format has compression of its own")
+    found = recognise(head)
+    if found is not None and found.name.lower() != part.file.format:
+        return Damaged(found.explain())
+    return damage
 
 
 def pick_columns(part: Part, schema: pa.Schema) -> Columns:
-    """The columns that the options ask for.
+    """The columns that the options ask for: of several candidates for the text the first that the file has.
 
-    Raises SourceError unless there is exactly one column of texts or ids, with a type that holds them, and at most
+    Raises SourceError unless there is exactly one column of that name, with a type that holds texts or ids, and at most
     one of labels.
     """
-    ids = part.options.ids_field is not None
-    name = part.options.ids_field if part.options.ids_field is not None else part.options.text_field
+    options = part.options
+    ids = options.ids_field is not None
+    names = (options.ids_field,) if options.ids_field is not None else options.text_field
     option = "--ids-field" if ids else "--text-field"
     if ids and PACKED in (schema.metadata or {}):
         raise SourceError(
             f"{part.name} is a shard that exact-prep packed: its rows are pieces of documents, and padding;\n"
             "pack the corpus that it was made from"
         )
-    kind = schema.field(find_column(part, schema, name, option)).type
+    found = ((name, find_column(part, schema, name, option)) for name in names)
+    name, text = next(((name, column) for name, column in found if column is not None), (names[0], None))
+    if text is None:
+        spelled = " or ".join(map(repr, names))
+        raise SourceError(
+            f"{part.name}: there is no column {spelled};\nname one with {option}, there is: {list_columns(schema)}"
+        )
+    kind = find_type(schema, text)
     if not (is_ids(kind) if ids else is_text(kind)):
         wanted = "lists of integers" if ids else "text"
         raise SourceError(f"{part.name}: column {name!r} holds {kind}, not {wanted};\nname another with {option}")
-    label = label_field(part.options)
-    if label is None or not schema.get_all_field_indices(label):
-        return Columns(name, None)
-    find_column(part, schema, label, "--source-from")
-    return Columns(name, label)
+    label = label_field(options)
+    return Columns(text, None if label is None else find_column(part, schema, label, "--source-from"))
 
 
-def find_column(part: Part, schema: pa.Schema, name: str, option: str) -> int:
-    """Index of the column `name`, which `option` asks for; raises SourceError unless there is exactly one."""
-    found = schema.get_all_field_indices(name)
-    if len(found) == 1:
-        return found[0]
-    problem = "there is no column" if not found else f"there are {len(found)} columns"
+def find_column(part: Part, schema: pa.Schema, name: str, option: str) -> Column | None:
+    """The column or field `name`, which `option` asks for, if there is one; raises SourceError if there are several."""
+    for path in spell_paths(name):
+        count = len(schema.get_all_field_indices(path[0]))
+        if count > 1:
+            raise SourceError(
+                f"{part.name}: there are {count} columns {path[0]!r};\n"
+                f"name one with {option}, there is: {list_columns(schema)}"
+            )
+        kind = schema.field(path[0]).type if count else pa.null()
+        for step in path[1:]:
+            index = kind.get_field_index(step) if pa.types.is_struct(kind) else -1
+            if index < 0:
+                break
+            kind = kind.field(index).type
+        else:
+            if count:
+                return Column(path)
+    return None
+
+
+def find_type(schema: pa.Schema, column: Column) -> pa.DataType:
+    """The type of a column that is there."""
+    kind = schema.field(column.path[0]).type
+    for step in column.path[1:]:
+        kind = kind.field(kind.get_field_index(step)).type
+    return kind
+
+
+def list_columns(schema: pa.Schema) -> str:
+    """The names of columns that a user could give, for a message; raises Damaged."""
+    names: list[str] = []
     try:
-        there = ", ".join(map(repr, schema.names)) or "none"
+        for field in schema:
+            inner = [f"{field.name}.{one.name}" for one in field.type] if pa.types.is_struct(field.type) else []
+            names += map(repr, inner or [field.name])
     except UnicodeDecodeError as error:
         raise Damaged(f"the name of a column is not UTF-8 ({error.reason})") from error
-    raise SourceError(f"{part.name}: {problem} {name!r};\nname one with {option}, there is: {there}")
+    return join_names(names)
+
+
+def as_strings(column: pa.Array) -> pa.Array:
+    """Bytes as strings of the same layout, not copied and not checked; any other column as it is."""
+    kind = column.type
+    if isinstance(column, pa.DictionaryArray):
+        values = as_strings(column.dictionary)
+        return column if values is column.dictionary else pa.DictionaryArray.from_arrays(column.indices, values)
+    if pa.types.is_fixed_size_binary(kind):
+        return column.cast(pa.binary()).view(pa.string())
+    twin = STRING_TWINS.get(kind)
+    return column if twin is None else column.view(twin)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds strings, or nothing but nulls."""
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
+    """Whether a column of this type holds strings, bytes, lists of strings, or nothing but nulls."""
+    return holds_strings(kind) or is_texts(kind)
+
+
+def is_texts(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of strings."""
     types = pa.types
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return lists and (types.is_string(kind.value_type) or types.is_large_string(kind.value_type))
+
+
+def holds_strings(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings, bytes, or nothing but nulls."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return holds_strings(kind.value_type)
+    if kind in STRING_TWINS or types.is_fixed_size_binary(kind):
+        return True
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
 
 
@@ -184,7 +284,7 @@ def holds_labels(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return holds_labels(kind.value_type)
     types = pa.types
-    return is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return holds_strings(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
 def count_rows_at_once(size: int, rows: int) -> int:
@@ -200,10 +300,13 @@ def split_in_proportion(weights: list[int], size: int) -> np.ndarray:
 
 def read_texts(part: Part, rows: Rows, origin: int) -> TextBatch:
     """The strings of a column as documents; records count from row `origin`."""
-    values = decode_strings(rows.column)
+    values: list[Any] = decode_strings(rows.column)
+    if is_texts(rows.column.type):
+        values = [join_texts(value, part.options.join) for value in values]
     left_out: list[int] = []
     rejected: list[Rejected] = []
     labels = read_labels(part, rows)
+    name = " or ".join(part.options.text_field)
     if labels is not None or not all(values) or not all(type(value) is str for value in values):
         for row, value in enumerate(values, rows.first):
             good = value.__class__ is str and value
@@ -211,10 +314,11 @@ def read_texts(part: Part, rows: Rows, origin: int) -> TextBatch:
                 continue
             left_out.append(row - origin)
             if good and labels is not None:
-                rejected.append(reject(part, row - origin, f"row {row}", str(labels[row - rows.first])))
+                rejected.append(reject(part, row - origin, str(labels[row - rows.first]), before=origin))
             elif value != "":
-                reason = f"column {part.options.text_field!r} is " + ("null" if value is None else "not UTF-8")
-                rejected.append(reject(part, row - origin, f"row {row}", reason))
+                fault = NULLS.decode() if value is NULLS else "is null" if value is None else "is not UTF-8"
+                reason = f"column {name!r} {fault}"
+                rejected.append(reject(part, row - origin, reason, before=origin))
     records = number_records(rows.first - origin, len(rows.column), left_out)
     if left_out:
         kept = (records + (origin - rows.first)).tolist()
@@ -230,6 +334,17 @@ def read_texts(part: Part, rows: Rows, origin: int) -> TextBatch:
         bytes_read=rows.consumed,
         text_bytes=count_utf8_bytes(values),
     )
+
+
+NULLS = b"holds a list with a null in it"
+"""Stands for the text of such a list."""
+
+
+def join_texts(texts: list[str | None] | None, between: str) -> str | bytes | None:
+    """The text of a row that holds a list of strings."""
+    if texts is None:
+        return None
+    return NULLS if None in texts else between.join(texts)  # type: ignore[arg-type]
 
 
 def read_labels(part: Part, rows: Rows) -> list[Any] | None:
@@ -254,7 +369,7 @@ def read_labels(part: Part, rows: Rows) -> list[Any] | None:
 
 def is_long(column: pa.Array) -> bool:
     """Whether a value may be too long to become a string: judged by sizes alone, which costs nothing."""
-    if not len(column) or pa.types.is_dictionary(column.type):
+    if not len(column) or pa.types.is_dictionary(column.type) or is_texts(column.type):
         return False
     if pa.types.is_string_view(column.type):
         # Rows share buffers, which `nbytes` counts whole for any of them.
@@ -341,9 +456,7 @@ def read_ids(part: Part, rows: Rows, origin: int) -> TextBatch:
     for row, label in enumerate(labels or ()):
         if label.__class__ is not str and lengths[row] and not bad[row]:
             bad[row], reasons[row] = True, str(label)
-    rejected = tuple(
-        reject(part, rows.first - origin + row, f"row {rows.first + row}", reasons[row]) for row in sorted(reasons)
-    )
+    rejected = tuple(reject(part, rows.first - origin + row, reasons[row], before=origin) for row in sorted(reasons))
     kept = ~bad & (lengths > 0)
     return TextBatch(
         ids=values[np.repeat(kept, lengths)].astype(np.int32),

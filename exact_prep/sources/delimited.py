@@ -1,21 +1,26 @@
 """CSV and TSV in: one document per row; the first row names the columns.
 
 By the standard library's reader in its strict mode. It is as fast as pyarrow's here (200 MB/s), which needs every row
-to fit into a block and cannot say which row is bad. Where quotes do not match, nobody can tell where rows begin, so the
-rest of the file is rejected; a row with too few or too many fields is one bad document.
+to fit into a block and cannot say which row is bad.
+
+A row with too few or too many fields is one bad document. Where the quotes of a row do not match, nobody can tell where
+it ends: the line in which it begins is one bad document, and reading goes on with the next line. If that line was in
+truth the inside of a quoted field, it has the wrong number of fields and is bad too, as a rule; where a file has one
+column, or such lines happen to have as many delimiters as the header, they become documents. So every such row is
+listed, and `--on-error stop`, the default, stops at it.
 """
 
 from __future__ import annotations
 
 import csv
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections import deque
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError
-from exact_prep.sources.batching import BATCH_BYTES, count_utf8_bytes, number_records, reject
-from exact_prep.sources.jsonl import TOO_LONG, group_lines
+from exact_prep.sources.batching import BATCH_BYTES, count_utf8_bytes, number_records, reject, reject_rest
+from exact_prep.sources.jsonl import EXPLODED, TOO_LONG, group_lines
 from exact_prep.sources.labels import BadLabel, label_field, spell_label
 from exact_prep.sources.streams import BLOCK, Damaged, split_suffix, whole_blocks
 
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
     from exact_prep.batches import Rejected
     from exact_prep.sources.batching import Part
+    from exact_prep.sources.streams import Block
 
 ROWS = 1 << 10
 """Rows per batch, at most."""
@@ -36,21 +42,40 @@ def read_csv(part: Part, block: int | None) -> Iterator[TextBatch]:
     """The documents of a CSV or TSV file, read `block` bytes at once; see `Part` and `TextBatch`."""
     csv.field_size_limit(MAX_FIELD)
     lines = Lines(part, block or BLOCK)
-    delimiter = "\t" if split_suffix(part.file.path)[0] == ".tsv" else ","
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, strict=True, **choose_dialect(part))
     rows = RowGatherer(part)
     try:
-        for row in reader:
-            rows.take(row, reader.line_num)
-            if rows.full():
-                yield rows.give(lines.share())
+        while True:
+            try:
+                for row in reader:
+                    rows.take(row, lines.end_row())
+                    if rows.full():
+                        yield rows.give(lines.share())
+                break
+            except csv.Error as error:
+                rows.reject_row(explain_error(error), lines.skip_line())
+                if rows.full():
+                    yield rows.give(lines.share())
         yield rows.give(lines.share())
-    except (Damaged, csv.Error) as damage:
+    except Damaged as damage:
         yield rows.give(lines.share())
-        reason = str(damage) if isinstance(damage, Damaged) else f"its quotes do not match ({damage})"
-        rejected = reject(part, rows.count, f"line {rows.line} on", reason)
-        rest = part.file.bytes - lines.consumed
-        yield TextBatch(records=np.empty(0, np.int64), read=1, rejected=(rejected,), bytes_read=rest)
+        yield reject_rest(part, rows.count, damage, consumed=lines.consumed, size=part.file.bytes)
+
+
+def choose_dialect(part: Part) -> dict[str, Any]:
+    """How fields are separated and enclosed, for `csv.reader`."""
+    options = part.options
+    delimiter = options.csv_delimiter or ("\t" if split_suffix(part.file.path)[0] == ".tsv" else ",")
+    if options.csv_quote is None:
+        return {"delimiter": delimiter, "quoting": csv.QUOTE_NONE, "quotechar": None}
+    return {"delimiter": delimiter, "quotechar": options.csv_quote}
+
+
+def explain_error(error: csv.Error) -> str:
+    """Why a row cannot be read."""
+    if "new-line character" in str(error):
+        return "there is a carriage return (CR) outside of quotes, and other lines end in a newline (LF)"
+    return f"its quotes do not match ({error}); see --csv-quote"
 
 
 class Lines:
@@ -64,21 +89,58 @@ class Lines:
         self.consumed = 0
         """Bytes of the file consumed so far."""
         self._reported = 0
-        self._groups = group_lines(whole_blocks(part.file, part.path, size=block))
+        self._part = part
+        self._line = 1
+        """Line in which the present row begins."""
+        self._row: list[str] = []
+        """The lines of the present row."""
+        self._again: deque[str] = deque()
+        """Lines that were taken for a part of a row, and are read again."""
+        self._lines = self._decode(block)
 
-    def __iter__(self) -> Iterator[str]:
-        """The lines, each with a newline, the last one too."""
-        for group in self._groups:
+    def __iter__(self) -> Lines:
+        """Itself: `csv.reader` goes on where it stopped after a row that it cannot read."""
+        return self
+
+    def __next__(self) -> str:
+        """The next line with a newline, the last one too."""
+        line = self._again.popleft() if self._again else next(self._lines)
+        self._row.append(line)
+        return line
+
+    def _decode(self, block: int) -> Iterator[str]:
+        for group in group_lines(end_lines(whole_blocks(self._part.file, self._part.path, size=block))):
             self.consumed += group.consumed
             for line in group.records:
-                if line is TOO_LONG:
+                if line is TOO_LONG or line is EXPLODED:
                     raise Damaged("its next line is longer than a document may be")
                 yield bytes(line).decode(errors="surrogateescape") + "\n"
+
+    def end_row(self) -> int:
+        """The present row ends here; returns the line in which it began."""
+        begin, self._line = self._line, self._line + len(self._row)
+        self._row.clear()
+        return begin
+
+    def skip_line(self) -> int:
+        """The present row cannot be read: only its first line is skipped; returns the number of that line."""
+        begin, self._line = self._line, self._line + 1
+        self._again.extendleft(reversed(self._row[1:]))
+        self._row.clear()
+        return begin
 
     def share(self) -> int:
         """Bytes consumed since the last call."""
         share, self._reported = self.consumed - self._reported, self.consumed
         return share
+
+
+def end_lines(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same blocks; if the first holds carriage returns and no newline, these end the lines, as on old Macs."""
+    first = next(blocks)
+    only_cr = b"\r" in first.data and b"\n" not in first.data
+    for block in chain([first], blocks):
+        yield block._replace(data=block.data.replace(b"\r", b"\n")) if only_cr else block
 
 
 class RowGatherer:
@@ -88,8 +150,6 @@ class RowGatherer:
         """Before the header."""
         self.count = 0
         """Rows taken so far, without the header."""
-        self.line = 1
-        """Where the next row begins."""
         self._part = part
         self._header: list[str] | None = None
         self._column = 0
@@ -97,42 +157,53 @@ class RowGatherer:
         self._label_column: int | None = None
         self._clear()
 
-    def take(self, row: list[str], last_line: int) -> None:
-        """Take a row that ends in line `last_line`; raises SourceError."""
-        place, self.line = f"line {self.line}", last_line + 1
+    def take(self, row: list[str], line: int) -> None:
+        """Take a row that begins in `line`; raises SourceError."""
         if self._header is None:
-            self._header = row
-            self._column = pick_column(self._part, row, self._part.options.text_field, "--text-field")
-            if self._label_field in row:
-                self._label_column = pick_column(self._part, row, self._label_field, "--source-from")
+            self._take_header(row)
             return
         number, self.count = self.count, self.count + 1
         # Some writers mean a row of one empty field by an empty line, others no row at all.
         text = row[self._column] if len(row) == len(self._header) else "" if not row else None
         if text is None:
-            self._reject(number, place, f"{len(row)} fields where the header has {len(self._header)}")
+            self._reject(number, line, f"{len(row)} fields where the header has {len(self._header)}")
         elif not is_unicode(text):
-            self._reject(number, place, f"column {self._part.options.text_field!r} is not UTF-8")
+            self._reject(number, line, f"column {self._header[self._column]!r} is not UTF-8")
         elif text:
-            if self._label_field is not None and not self._take_label(row, number, place):
+            if self._label_field is not None and not self._take_label(row, number, line):
                 return
             self._texts.append(text)
             self._size += len(text)
         else:
             self._left_out.append(number)
 
-    def _take_label(self, row: list[str], number: int, place: str) -> bool:
+    def _take_header(self, row: list[str]) -> None:
+        names = self._part.options.text_field
+        self._header = row
+        name = next((name for name in names if name in row), " or ".join(names))
+        self._column = pick_column(self._part, row, name, "--text-field")
+        if self._label_field in row:
+            self._label_column = pick_column(self._part, row, self._label_field, "--source-from")
+
+    def reject_row(self, reason: str, line: int) -> None:
+        """Skip a row that begins in `line` and cannot be read; raises Damaged if it is the header."""
+        if self._header is None:
+            raise Damaged(f"its header cannot be read: {reason}")
+        self._reject(self.count, line, reason)
+        self.count += 1
+
+    def _take_label(self, row: list[str], number: int, line: int) -> bool:
         """Take the label of a row; False if the row is rejected for it."""
         value = None if self._label_column is None else row[self._label_column]
         try:
             self._labels.append(spell_label(value, f"column {self._label_field!r}"))
         except BadLabel as reason:
-            self._reject(number, place, str(reason))
+            self._reject(number, line, str(reason))
             return False
         return True
 
-    def _reject(self, number: int, place: str, reason: str) -> None:
-        self._rejected.append(reject(self._part, number, place, reason))
+    def _reject(self, number: int, line: int, reason: str) -> None:
+        self._rejected.append(reject(self._part, number, f"{reason} (in line {line})"))
         self._left_out.append(number)
 
     def full(self) -> bool:

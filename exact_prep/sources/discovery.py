@@ -22,6 +22,7 @@ from exact_prep.records.work import InputFile
 from exact_prep.sources.formats import BY_SUFFIX, FORMATS
 from exact_prep.sources.labels import MAX_SOURCES, TOO_MANY, label_field
 from exact_prep.sources.streams import CODECS, split_suffix
+from exact_prep.stores import check_local
 from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
@@ -31,11 +32,23 @@ if TYPE_CHECKING:
     from exact_prep.sources.formats import Format
 
 HIDDEN = "hidden"
+UNDERSCORE = "name begins with _"
+METADATA = "metadata of an Iceberg table"
 BESIDE = "beside a saved dataset"
 LINK = "link to a file that is read"
 """Reasons to leave a file out, other than its suffix."""
 
 REMEDY = f"formats go by suffix ({' '.join(BY_SUFFIX)}, also with {' '.join(CODECS)}); name another with --input-format"
+
+
+TABLE_PARTS = {"_delta_log": "Delta Lake", "metadata": "Iceberg", ".hoodie": "Hudi"}
+"""Directories that make a table of the directory around them."""
+
+READERS = {
+    "Delta Lake": "deltalake (`DeltaTable(DIR).to_pyarrow_table()`) or Spark",
+    "Iceberg": "pyiceberg or Spark",
+    "Hudi": "Spark",
+}
 
 
 class Hit(NamedTuple):
@@ -55,10 +68,20 @@ class Hit(NamedTuple):
         return os.path.normpath(self.named) == self.path
 
 
-def find_files(
-    inputs: Sequence[str], options: SourceOptions, exclude: Path | None = None
-) -> tuple[tuple[InputFile, ...], dict[str, int]]:
-    """Files in reading order, and how many are left out, by reason; see `exact_prep.sources.find_inputs`."""
+class Found(NamedTuple):
+    """What the user's inputs stand for."""
+
+    files: tuple[InputFile, ...]
+    """In reading order."""
+    left_out: dict[str, int]
+    """Files that are not read, by reason."""
+    warnings: tuple[str, ...]
+    """What the user should know about directories that were read."""
+
+
+def find_files(named: Sequence[str], options: SourceOptions, exclude: Path | None = None) -> Found:
+    """The files that the user's inputs stand for; see `exact_prep.sources.find_inputs`."""
+    inputs = [expand_home(one) for one in named]
     if options.separator == "":
         raise UsageError("the separator is empty; leave it out to have one document per file")
     hits: list[Hit] = []
@@ -76,7 +99,9 @@ def find_files(
 
             others.append(find_dataset(named).model_copy(update={"source": sources.name_other(named)}))
         else:
+            check_local(named)
             hits += expand(named, options)
+    warnings = find_tables(hits)
     if exclude is not None:
         hits = drop_below(exclude, hits)
     hits.sort(key=lambda hit: os.path.abspath(hit.order or hit.path))  # noqa: PTH100 - no links resolved
@@ -94,7 +119,28 @@ def find_files(
         check_utf8(name)
     if len(names) > MAX_SOURCES:
         raise UsageError(TOO_MANY.format(where=f"by --source-from {options.source_from}"))
-    return (*files, *others), dict(sorted(left_out.items()))
+    return Found((*files, *others), dict(sorted(left_out.items())), warnings)
+
+
+def expand_home(named: str) -> str:
+    """`~/corpus` with the home directory in place of `~`, as a shell does; a file of that very name wins."""
+    return named if not named.startswith("~") or Path(named).exists() else os.path.expanduser(named)  # noqa: PTH111
+
+
+def find_tables(hits: Iterable[Hit]) -> tuple[str, ...]:
+    """Warnings about tables whose files are not all part of their present version."""
+    tables: dict[str, str] = {}
+    for hit in hits:
+        if hit.skip in (HIDDEN, UNDERSCORE, METADATA):
+            for part, kind in TABLE_PARTS.items():
+                above, found, _ = hit.path.partition(f"{os.sep}{part}{os.sep}")
+                if found and (kind != "Iceberg" or hit.skip == METADATA):
+                    tables[above] = kind
+    return tuple(
+        f"{directory} is a table of {kind}: its files may hold rows that were deleted or replaced since, and older "
+        f"versions of rows; to read its present version alone, export it with {READERS[kind]}, and name the export"
+        for directory, kind in sorted(tables.items())
+    )
 
 
 class Sources:
@@ -160,8 +206,11 @@ def expand(named: str, options: SourceOptions) -> list[Hit]:
     # pathlib's glob does not tell which files are hidden, and follows no links in `**`; a shell does.
     visible = set(glob.iglob(named, recursive=True))  # noqa: PTH207
     hits: dict[str, Hit] = {}
+    asked = f"{os.sep}_" in named or named.startswith("_")
+    base = len(str(Path(*takewhile(lambda part: not glob.has_magic(part), Path(named).parts))))
     for path in glob.iglob(named, recursive=True, include_hidden=True):  # noqa: PTH207
-        hit = Hit(os.path.normpath(path), named, "" if path in visible else HIDDEN)
+        aside = not asked and (f"{os.sep}_" in path[base:] or path.startswith("_"))
+        hit = Hit(os.path.normpath(path), named, HIDDEN if path not in visible else UNDERSCORE if aside else "")
         for one in walk(hit.path, named, options, (), hit.skip) if Path(path).is_dir() else [hit]:
             if one.path not in hits or not one.skip:
                 hits[one.path] = one
@@ -181,15 +230,26 @@ def walk(
     shards: dict[str, str] = {}
     if options.input_format in ("auto", "arrow") and not skip:
         shards = saved_shards(Path(directory), {entry.name for entry in entries})
+    iceberg = is_iceberg(directory, {entry.name for entry in entries})
     for entry in entries:
         path = os.path.normpath(entry.path)
         unread = skip or (HIDDEN if entry.name.startswith(".") else "")
+        unread = unread or (UNDERSCORE if entry.name.startswith("_") else "")
+        unread = unread or (METADATA if iceberg and entry.name == "metadata" else "")
         if entry.is_dir():
             yield from walk(path, named, options, (*above, here), unread)
         elif shards and entry.name not in shards:
             yield Hit(path, named, unread or BESIDE)
         else:
             yield Hit(path, named, unread, str(Path(directory, shards.get(entry.name, entry.name))))
+
+
+def is_iceberg(directory: str, names: set[str]) -> bool:
+    """Whether a directory, by the names in it, is an Iceberg table."""
+    if not {"metadata", "data"} <= names:
+        return False
+    metadata = Path(directory, "metadata")
+    return metadata.is_dir() and any(name.name.endswith(".metadata.json") for name in metadata.iterdir())
 
 
 def saved_shards(directory: Path, names: set[str]) -> dict[str, str]:

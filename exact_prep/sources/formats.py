@@ -35,7 +35,7 @@ class Format:
     unit: Unit = ""
     """What a file is cut by, and what `Slice.start` and `Slice.stop` count. Empty: a file is never cut."""
     compressible: bool = False
-    """Whether files may be compressed from outside (.gz .zst .bz2 .xz). A compressed file is never cut."""
+    """Whether files may be compressed from outside: see `streams.CODECS`. A compressed file is never cut."""
     has_fields: bool = True
     """Whether a record has named fields or columns."""
     has_ids: bool = True

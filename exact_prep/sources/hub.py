@@ -118,7 +118,7 @@ def open_shard(part: Part) -> Opened:
         number = 0
         for table in guard(part, dataset.iter(batch_size=ROWS)):
             columns = pick_columns(part, table.schema)
-            for batch in table.select(columns.names()).to_batches():
+            for batch in table.select(columns.tops()).to_batches():
                 at_once = count_rows_at_once(batch.nbytes, batch.num_rows)
                 for low in range(0, batch.num_rows, at_once):
                     piece = columns.rows(batch.slice(low, at_once), number, 0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from exact_prep.records.work import InputFile, Slice
-from exact_prep.sources.formats import FORMATS, read_slice
+from exact_prep.sources.formats import read_slice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from exact_prep.batches import TextBatch
     from exact_prep.records.options import SourceOptions
     from exact_prep.sources.batching import Part
+    from exact_prep.sources.places import RecordPlaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Inputs:
     options: SourceOptions
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Files in directories and globs that are not read, counted by suffix; `hidden`: the name begins with a dot."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know about what was found."""
     stdin: Path | None = None
     """Where standard input was written, if one input is `-`."""
 
@@ -40,8 +43,8 @@ class Inputs:
 
         return plan_tasks([self.part(Slice(file=index)) for index in range(len(self.files))])
 
-    def read(self, slices: Sequence[Slice]) -> Iterator[TextBatch]:
-        """The documents of one task in order, in batches of about 4 MiB; see TextBatch.
+    def read(self, slices: Sequence[Slice], places: RecordPlaces | None = None) -> Iterator[TextBatch]:
+        """The documents of one task in order, in batches of about 4 MiB; see TextBatch. `places` learns where they are.
 
         Raises SourceError for a bad document under `on_error="stop"`, for a missing field or column of a whole file,
         and for a file that has changed since it was found; StorageError for one that cannot be read.
@@ -51,6 +54,8 @@ class Inputs:
         def batches() -> Iterator[TextBatch]:
             first = 0
             for one in slices:
+                if places is not None:
+                    places.begin_slice(first)
                 count = 0
                 label = self.files[one.file].source
                 for batch in read_slice(self.part(one)):
@@ -59,24 +64,6 @@ class Inputs:
                 first += count
 
         yield from join_batches(batches())
-
-    def locate(self, records: Sequence[int], slices: Sequence[Slice]) -> list[tuple[str, str]]:
-        """(file, place) of some records of a task, given by their numbers, ascending: `("a.jsonl", "line 12")`.
-
-        Reads the task again: meant for a message, or for the few documents that were skipped.
-        """
-        options = self.options.model_copy(update={"on_error": "reject"})
-        found: list[tuple[str, str]] = []
-        first = 0
-        for one in slices:
-            if len(found) == len(records):
-                break
-            part = replace(self.part(one), options=options)
-            count = sum(batch.read for batch in read_slice(part))
-            while len(found) < len(records) and records[len(found)] < first + count:
-                found.append((part.name, describe_place(part, records[len(found)] - first)))
-            first += count
-        return found
 
     def sample_texts(self, *, budget: int = 1 << 20) -> list[str]:
         """Some texts from all over the corpus, about `budget` bytes; none where the corpus consists of token ids.
@@ -92,7 +79,7 @@ class Inputs:
         first = min(one.file for one in slices)
         last = max(one.file for one in slices)
         renumbered = tuple(one.model_copy(update={"file": one.file - first}) for one in slices)
-        return replace(self, files=self.files[first : last + 1], left_out={}), renumbered
+        return replace(self, files=self.files[first : last + 1], left_out={}, warnings=()), renumbered
 
     def part(self, one: Slice) -> Part:
         """A slice with all that its reader needs to know."""
@@ -117,18 +104,8 @@ def find_inputs(
     """
     from exact_prep.sources.discovery import find_files
 
-    files, left_out = find_files(inputs, options, exclude)
+    files, left_out, warnings = find_files(inputs, options, exclude)
     if stdin is not None:
         size = stdin.stat().st_size
         files = tuple(file.model_copy(update={"bytes": size}) if file.path == "-" else file for file in files)
-    return Inputs(files=files, options=options, left_out=left_out, stdin=stdin)
-
-
-def describe_place(part: Part, index: int) -> str:
-    """Where a record of a slice, counted from 0, is in its file, as a person would look for it."""
-    row = FORMATS[part.file.format]
-    place = f"{row.record} {row.first_record + index}"
-    # A shard's number is in the name of the file.
-    if part.slice.start == 0 or row.unit == "shard":
-        return place
-    return f"{place} from {row.unit} {part.slice.start} on"
+    return Inputs(files=files, options=options, left_out=left_out, warnings=warnings, stdin=stdin)

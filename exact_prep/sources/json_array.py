@@ -11,9 +11,9 @@ import re
 from typing import TYPE_CHECKING
 
 from exact_prep.sources.batching import MAX_DOCUMENT
-from exact_prep.sources.jsonl import TOO_LONG, Group, decode_groups, read_jsonl
+from exact_prep.sources.jsonl import EXPLODED, SPACE, TOO_LONG, Group, decode_groups, read_jsonl
 from exact_prep.sources.long_texts import IN_STRING
-from exact_prep.sources.streams import BLOCK, BOM, Damaged, decompressed, whole_blocks
+from exact_prep.sources.streams import BLOCK, BOM, BOMB, Damaged, Expansion, decompressed, whole_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 OUTSIDE = re.compile(rb'["{}\[\],]')
 """What matters outside of strings."""
 
-SPACE = b" \t\r\n"
 BLANK = re.compile(b"[ \t\r\n]*")
 NOTHING = b","
 """Stands for a missing record; it fails to decode."""
@@ -36,8 +35,7 @@ def read_json(part: Part, block: int | None) -> Iterator[TextBatch]:
     block = block or BLOCK
     if holds_lines(part, block):
         return read_jsonl(part, block)
-    groups = group_records(whole_blocks(part.file, part.path, size=block))
-    return decode_groups(part, groups, lambda record, _: f"record {record + 1}")
+    return decode_groups(part, group_records(whole_blocks(part.file, part.path, size=block)))
 
 
 def holds_lines(part: Part, size: int) -> bool:
@@ -59,17 +57,30 @@ def holds_lines(part: Part, size: int) -> bool:
 def group_records(blocks: Iterable[Block]) -> Iterator[Group]:
     """Records as they are in the file; raises Damaged if it is neither an array of records nor records alone."""
     cutter = Cutter()
+    expansion = Expansion()
     rest = b""
-    for block in blocks:
+    for block in tell_unfinished(blocks, cutter):
         data = block.data
+        expansion.add(block)
+        if expansion.is_bomb:
+            cutter.longest = min(BOMB, MAX_DOCUMENT)
         if block.offset == 0 and data.startswith(BOM):
             data = data[len(BOM) :]
         records, rest = cutter.cut(rest + data)
-        yield Group(records, 0, block.consumed)
+        yield Group(records, block.consumed)
         if cutter.fault:
             raise Damaged(cutter.fault)
     if not cutter.complete():
         raise Damaged("it ends in the middle of a record or of the array")
+
+
+def tell_unfinished(blocks: Iterable[Block], cutter: Cutter) -> Iterator[Block]:
+    """The same blocks; a damage learns how many bytes of a record are lost with it."""
+    try:
+        yield from blocks
+    except Damaged as damage:
+        damage.unfinished = cutter.held()
+        raise
 
 
 class Cutter:
@@ -77,6 +88,8 @@ class Cutter:
 
     def __init__(self) -> None:
         """Before the first byte."""
+        self.longest = MAX_DOCUMENT
+        """Bytes of a record that are held, at most."""
         self.fault = ""
         """Why nothing more can be cut, if so."""
         self._base = -1
@@ -147,7 +160,9 @@ class Cutter:
     def _finish(self, data: bytes, records: list[bytes | bytearray]) -> None:
         """The unfinished record ends with `data`."""
         self._hold(data)
-        record = self._held if self._size <= MAX_DOCUMENT else TOO_LONG
+        record = self._held
+        if self._size > self.longest:
+            record = TOO_LONG if self._size > MAX_DOCUMENT else EXPLODED
         self._held, self._size = bytearray(), 0
         if BLANK.fullmatch(record):
             if self._ended and not self._records:
@@ -159,10 +174,14 @@ class Cutter:
     def _hold(self, data: bytes) -> None:
         """Keep part of a record, unless it is too long by now."""
         self._size += len(data)
-        if self._size <= MAX_DOCUMENT:
+        if self._size <= self.longest:
             self._held += data
         else:
             self._held.clear()
+
+    def held(self) -> int:
+        """Bytes of the unfinished record."""
+        return self._size
 
     def complete(self) -> bool:
         """Whether the bytes may end here."""

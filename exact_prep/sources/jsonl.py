@@ -1,8 +1,10 @@
 """JSON lines in: one document per line. Also the decoding of any JSON record, however it was cut out of its file.
 
-A record is good when Python's `json.loads` makes an object of it whose field is a string that UTF-8 can hold; the last
-of equal keys wins. msgspec decodes this field only (3x faster). What it refuses is decoded again by `json`, so that
-NaN, a lone surrogate or wrong UTF-8 in another field costs no document.
+A record is good when Python's `json.loads` makes an object of it whose field is a string that UTF-8 can hold, or a list
+of such strings; the last of equal keys wins. msgspec decodes this field only (3x faster). What it refuses is decoded
+again by `json`, so that NaN, a lone surrogate or wrong UTF-8 in another field costs no document.
+
+A file that is named like JSON lines and holds an array, or objects over several lines, is read as what it is.
 """
 
 from __future__ import annotations
@@ -10,17 +12,38 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from exact_prep.batches import TextBatch
-from exact_prep.sources.batching import BATCH_RECORDS, MAX_DOCUMENT, MAX_ID, count_utf8_bytes, number_records, reject
+from exact_prep.errors import StorageError
+from exact_prep.sources.batching import (
+    BATCH_RECORDS,
+    MAX_DOCUMENT,
+    MAX_ID,
+    count_utf8_bytes,
+    number_records,
+    reject,
+    reject_rest,
+)
+from exact_prep.sources.fields import MISSING, compile_fields, find_value, list_names
 from exact_prep.sources.labels import BadLabel, label_field, spell_label
 from exact_prep.sources.long_texts import LONG, cut_json_text, make_batches
-from exact_prep.sources.streams import BLOCK, BOM, Damaged, Span, compression, count_newlines, line_blocks, whole_blocks
+from exact_prep.sources.streams import (
+    BLOCK,
+    BOM,
+    BOMB,
+    BOMB_RATIO,
+    Damaged,
+    Expansion,
+    Span,
+    find_codec,
+    line_blocks,
+    whole_blocks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +52,17 @@ if TYPE_CHECKING:
     from exact_prep.records.options import SourceOptions
     from exact_prep.sources.batching import Part
     from exact_prep.sources.streams import Block
+
+HEAD = 1 << 16
+"""Bytes of a large file that are looked at before it is cut."""
+
+EXPLODED = b"<a record that a decompression bomb expands to>"
+"""Stands for a record that was skipped because no text expands as much; compared by identity."""
+
+CUT = -1
+"""Where an object ends that goes on after the bytes that are known."""
+
+SPACE = b" \t\r\n"
 
 TOO_LONG = b"<a record longer than MAX_DOCUMENT>"
 """Stands for a record that was skipped because of its length; compared by identity."""
@@ -59,8 +93,6 @@ class Group(NamedTuple):
     """Some records of a file, still encoded."""
 
     records: Sequence[bytes | bytearray | Span]
-    offset: int
-    """Where the first one begins in the file's content."""
     consumed: int
     """Bytes of the file that this group accounts for."""
 
@@ -69,21 +101,103 @@ def read_jsonl(part: Part, block: int | None) -> Iterator[TextBatch]:
     """The documents of a slice of a JSON lines file, read `block` bytes at once; see `Part` and `TextBatch`."""
     block = block or BLOCK
     start, stop = part.slice.start, part.file.bytes if part.slice.stop is None else part.slice.stop
-    if compression(part.file, part.spool):
-        groups = group_lines(whole_blocks(part.file, part.path, size=block))
-    else:
-        blocks = line_blocks(part.file, part.path, start, stop, size=block)
-        groups = group_lines(blocks, partial(Span, part.file, part.path))
+    whole = start == 0 and stop == part.file.bytes
+    try:
+        # A line may be left on disk only in a plain file; smaller files, which may be a million, are not opened for it.
+        plain = not whole or (part.file.bytes >= LONG and find_codec(part.file, part.path) is None)
+        if plain:
+            blocks = line_blocks(part.file, part.path, start, stop, size=block)
+        else:
+            blocks = whole_blocks(part.file, part.path, size=block)
+        if whole:
+            seen, blocks = take_head(blocks)
+            if not holds_lines(b"".join(block.data for block in seen)[:HEAD]):
+                from exact_prep.sources.json_array import group_records
 
-    def place(record: int, offset: int) -> str:
-        if start == 0:
-            return f"line {record + 1}"
-        # Counting lines reads the file up to here: acceptable when the run stops, not for each of many bad lines.
-        if part.options.on_error == "stop":
-            return f"line {count_newlines(part.file, part.path, offset) + 1}"
-        return f"byte {offset}"
+                part = replace(part, file=part.file.model_copy(update={"format": "json"}))
+                return decode_groups(part, group_records(blocks))
+    except Damaged as damage:
+        return iter([reject_rest(part, 0, damage, consumed=0, size=part.file.bytes)])
+    return decode_groups(part, group_lines(blocks, partial(Span, part.file, part.path) if plain else None))
 
-    return decode_groups(part, groups, place)
+
+def take_head(blocks: Iterator[Block]) -> tuple[list[Block], Iterator[Block]]:
+    """The first blocks, HEAD bytes if there are as many, and all blocks; raises Damaged if there is none."""
+    seen = [next(blocks)]
+    while seen[-1].data and sum(len(block.data) for block in seen) < HEAD:
+        try:
+            seen.append(next(blocks))
+        except Damaged as damage:
+            return seen, chain(seen, fail(str(damage)))
+    return seen, chain(seen, blocks)
+
+
+def fail(reason: str) -> Iterator[Block]:
+    """No blocks, and then the damage that a look ahead met."""
+    yield from ()
+    raise Damaged(reason)
+
+
+def can_be_cut(part: Part) -> bool:
+    """Whether a file named like JSON lines can be read from its middle: it is not compressed, and holds lines."""
+    try:
+        if find_codec(part.file, part.path) is not None:
+            return False
+        return holds_lines(next(line_blocks(part.file, part.path, 0, part.file.bytes, size=HEAD)).data)
+    except Damaged:
+        return False
+    except StorageError:
+        return True  # its reader will say so
+
+
+def name_records(part: Part) -> str:
+    """The format by which records of a slice are counted: JSON lines, or JSON if the file only calls itself lines."""
+    return "jsonl" if part.slice.start or can_be_cut(part) else "json"
+
+
+def holds_lines(head: bytes) -> bool:
+    """Whether content that begins with `head`, HEAD bytes if it is longer, is read line by line.
+
+    It is not where that would find no document: an array of objects, or an object that goes on in the next line.
+    """
+    full = len(head) == HEAD
+    head = head.removeprefix(BOM).lstrip(SPACE)
+    if head[:1] not in (b"[", b"{"):
+        return True
+    line, newline, rest = head.partition(b"\n")
+    if head[:1] == b"{":
+        return not newline or is_json(line) or 0 <= find_end(head, cut=full) <= len(line)
+    if is_json(line):
+        return bool(rest.strip(SPACE))
+    inner = head[1:].lstrip(SPACE)
+    end = find_end(inner, cut=full)
+    return not end or (end != CUT and inner[end:].lstrip(SPACE)[:1] not in (b",", b"]", b""))
+
+
+def is_json(line: bytes) -> bool:
+    """Whether a line is JSON by itself, as msgspec understands it."""
+    try:
+        msgspec.json.decode(line)
+    except REFUSALS:
+        return False
+    return True
+
+
+def find_end(data: bytes, *, cut: bool) -> int:
+    """Where the JSON object at the start of `data` ends, in bytes; 0 if there is none, CUT if it may go on.
+
+    It may go on only if `data` is `cut`.
+    """
+    text = data.decode(errors="surrogateescape")
+    if text[:1] != "{":
+        return 0
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        return CUT if cut and (error.pos >= len(text) - 1 or "Unterminated" in error.msg) else 0
+    except (ValueError, RecursionError):
+        return 0
+    return len(text[:end].encode(errors="surrogateescape"))
 
 
 def group_lines(blocks: Iterable[Block], span: Callable[[int, int], Span] | None = None) -> Iterator[Group]:
@@ -92,15 +206,29 @@ def group_lines(blocks: Iterable[Block], span: Callable[[int, int], Span] | None
     A LONG line is not held but given as `span(offset, size)`, if the content can be read again.
     """
     longest = min(LONG, MAX_DOCUMENT) if span else MAX_DOCUMENT
+    expansion = Expansion()
     tail = bytearray()  # grows in place: a line is held once
     held = tail_offset = 0
 
     def line() -> bytes | bytearray | Span:
         if held <= longest:
             return tail
-        return span(tail_offset, held) if span and held <= MAX_DOCUMENT else TOO_LONG
+        if span and held <= MAX_DOCUMENT:
+            return span(tail_offset, held)
+        return TOO_LONG if held > MAX_DOCUMENT else EXPLODED
 
-    for block in blocks:
+    source = iter(blocks)
+    while True:
+        try:
+            block = next(source, None)
+        except Damaged as damage:
+            damage.unfinished = held
+            raise
+        if block is None:
+            break
+        expansion.add(block)
+        if expansion.is_bomb and not span:
+            longest = min(BOMB, MAX_DOCUMENT)
         data = block.data
         if block.offset == 0 and data.startswith(BOM):
             data = data[len(BOM) :]
@@ -117,40 +245,38 @@ def group_lines(blocks: Iterable[Block], span: Callable[[int, int], Span] | None
         if lines:
             lines[0] = line()
             tail, held = bytearray(rest), len(rest)
-        yield Group(lines, tail_offset, block.consumed)
+        yield Group(lines, block.consumed)
         if lines:
             tail_offset = block.offset + len(block.data) - held
     if held:
-        yield Group([line()], tail_offset, 0)
+        yield Group([line()], 0)
 
 
-def decode_groups(part: Part, groups: Iterable[Group], place: Callable[[int, int], str]) -> Iterator[TextBatch]:
-    """Documents from encoded records; `place(record, offset)` says where one is."""
+def decode_groups(part: Part, groups: Iterable[Group]) -> Iterator[TextBatch]:
+    """Documents from encoded records."""
     decode = make_decoder(part.options)
-    text_field, source_field = part.options.text_field, label_field(part.options)
+    names, source_field = part.options.text_field, label_field(part.options)
+    # A name with a dot may lead into an object, where long texts are not looked for.
+    simple = part.options.ids_field is None and len(names) == 1 and "." not in names[0] + (source_field or "")
     first = consumed = 0
     try:
         for group in groups:
             consumed += group.consumed
-            offset = group.offset
             share = group.consumed
             for records in split_runs(group.records):
-                long = len(records) == 1 and len(records[0]) >= LONG and part.options.ids_field is None
-                cut = cut_json_text(records[0], text_field, source_field) if long else None
+                long = simple and len(records) == 1 and len(records[0]) >= LONG
+                cut = cut_json_text(records[0], names[0], source_field) if long else None
                 if cut is None:
                     read = [bytes(one) if isinstance(one, Span) else one for one in records]
-                    batches = iter([decode_records(part, decode, read, (first, offset), place)])
+                    batches = iter([decode_records(part, decode, read, first)])
                 else:
                     batches = make_batches(cut.pieces, first, cut.label)
                 for batch in batches:
                     yield replace(batch, bytes_read=share)
                     share = 0
                 first += len(records)
-                offset += sum(map(len, records)) + len(records)
     except Damaged as damage:
-        rejected = reject(part, first, f"{place(first, 0)} on", str(damage))
-        rest = part.file.bytes - consumed
-        yield TextBatch(records=number_records(0, 0, []), read=1, rejected=(rejected,), bytes_read=rest)
+        yield reject_rest(part, first, damage, consumed=consumed, size=part.file.bytes)
 
 
 def split_runs(records: Sequence[bytes | bytearray | Span]) -> Iterator[list[bytes | bytearray | Span]]:
@@ -168,11 +294,9 @@ def decode_records(
     part: Part,
     decode: Callable[[bytes | bytearray], Any],
     records: Sequence[bytes | bytearray],
-    begin: tuple[int, int],
-    place: Callable[[int, int], str],
+    first: int,
 ) -> TextBatch:
-    """One batch; `begin` is the number of the first record, and its offset in the content."""
-    first, offset = begin
+    """One batch; `first` is the number of its first record."""
     wants_ids, source_field = part.options.ids_field is not None, label_field(part.options)
     labels: list[str] | None = None if source_field is None else []
     more = wants_ids or labels is not None
@@ -192,8 +316,7 @@ def decode_records(
                 if labels is not None and len(value):
                     labels.append(spell_label(fields.label, f"field {source_field!r}"))
         except (Unusable, BadLabel) as reason:
-            at = offset + sum(map(len, records[: number - first])) + number - first
-            rejected.append(reject(part, number, place(number, at), str(reason)))
+            rejected.append(reject(part, number, str(reason)))
             left_out.append(number)
         else:
             if len(value):
@@ -213,18 +336,45 @@ def decode_records(
 
 def make_decoder(options: SourceOptions) -> Callable[[bytes | bytearray], Any]:
     """What decodes one record's fields, as `.value` and, if labels come from records, `.label`; raises REFUSALS."""
-    field, kind = (options.text_field, str) if options.ids_field is None else (options.ids_field, list[int])
-    names = {"value": field}
+    names: list[str] = [*options.text_field] if options.ids_field is None else [options.ids_field]
+    kind: Any = str if options.ids_field is None else list[int]
+    source_field = label_field(options)
+    if len(names) > 1 or "." in names[0] + (source_field or ""):
+        return make_nested_decoder(names, kind, source_field)
+    rename = {"value": names[0]}
     types: list[Any] = [("value", kind)]
-    if (source_field := label_field(options)) is not None:
-        names["label"] = source_field
+    if source_field is not None:
+        rename["label"] = source_field
         types.append(("label", LABEL, None))
     try:
-        record = msgspec.defstruct("Record", types, rename=names, gc=False)
+        record = msgspec.defstruct("Record", types, rename=rename, gc=False)
     except ValueError:
         # msgspec takes no names with quotes or control characters, and no name twice: `json` decodes every record.
         return refuse
     return msgspec.json.Decoder(record).decode
+
+
+def make_nested_decoder(
+    names: Sequence[str], kind: Any, source_field: str | None
+) -> Callable[[bytes | bytearray], Any]:
+    """As `make_decoder`, for fields inside objects and for several names."""
+    wanted = [(name, kind) for name in names]
+    if source_field is not None:
+        wanted.append((source_field, LABEL))
+    read = compile_fields(wanted)
+    if read is None:
+        return refuse
+    count = len(names)
+
+    def decode(record: bytes | bytearray) -> Fields:
+        values = read(record)
+        label = values[count] if source_field is not None else None
+        for value in values[:count]:
+            if value is not MISSING:
+                return Fields(value, None if label is MISSING else label)
+        return refuse(record)
+
+    return decode
 
 
 def refuse(record: bytes | bytearray) -> Any:
@@ -234,26 +384,31 @@ def refuse(record: bytes | bytearray) -> Any:
 
 def decode_again(record: bytes | bytearray, options: SourceOptions) -> Fields:
     """The fields as Python's json decodes them, "" or [] for a blank record; raises Unusable."""
-    field, kind = (options.text_field, str) if options.ids_field is None else (options.ids_field, list)
+    as_ids = options.ids_field is not None
     if record is TOO_LONG:
         raise Unusable(f"a record of more than {MAX_DOCUMENT} bytes")
-    if not record.strip(b" \t\r\n"):
-        return Fields(kind())
+    if record is EXPLODED:
+        raise Unusable(f"a record of more than {BOMB} bytes in a file that expands more than {BOMB_RATIO} times")
+    if not record.strip(SPACE):
+        return Fields([] if as_ids else "")
     try:
         values = json.loads(record.decode(errors="surrogateescape"))
     except RecursionError as error:
         raise Unusable("nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise Unusable(f"not JSON ({error.msg} at character {error.pos})") from error
+        what = error.msg.removesuffix(" at")  # some of Python's messages end with it
+        raise Unusable(f"not JSON ({what} at character {error.pos})") from error
     except ValueError as error:
         raise Unusable(f"not JSON that can be read ({error})") from error
     if not isinstance(values, dict):
         raise Unusable(f"{KINDS.get(type(values), 'null')}, not an object")
-    if field not in values:
-        raise Unusable(f"field {field!r} is missing (there is: {', '.join(map(repr, values)) or 'none'})")
-    value = values[field]
+    names, kind = ((options.ids_field,), list) if options.ids_field is not None else (options.text_field, str)
+    field, value = find_field(values, names, "--ids-field" if as_ids else "--text-field")
+    if not as_ids and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        value = options.join.join(value)
     if not isinstance(value, kind):
-        raise Unusable(f"field {field!r} is {KINDS.get(type(value), 'null')}, not {KINDS[kind]}")
+        wanted = KINDS[kind] if as_ids else "a string or an array of strings"
+        raise Unusable(f"field {field!r} is {KINDS.get(type(value), 'null')}, not {wanted}")
     if isinstance(value, str):
         try:
             value.encode()
@@ -262,7 +417,22 @@ def decode_again(record: bytes | bytearray, options: SourceOptions) -> Fields:
             what = "wrong UTF-8" if escaped else "a lone surrogate"
             raise Unusable(f"field {field!r} holds {what} at character {error.start}") from error
     source_field = label_field(options)
-    return Fields(value, None if source_field is None else values.get(source_field))
+    label = MISSING if source_field is None else find_value(values, source_field)
+    return Fields(value, None if label is MISSING else label)
+
+
+def find_field(values: dict[str, Any], names: Sequence[str], option: str) -> tuple[str, Any]:
+    """The first of `names` that a record has, and not as null, with its value; raises Unusable if it has none."""
+    null = None
+    for name in names:
+        value = find_value(values, name)
+        if value is not MISSING and value is not None:
+            return name, value
+        null = name if value is None and null is None else null
+    if null is not None:
+        return null, None
+    spelled = " or ".join(map(repr, names))
+    raise Unusable(f"field {spelled} is missing; name one with {option}, there is: {list_names(values)}")
 
 
 def is_utf8(data: bytes | bytearray) -> bool:

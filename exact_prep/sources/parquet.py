@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from exact_prep.sources.column_values import (
@@ -14,6 +16,7 @@ from exact_prep.sources.column_values import (
     reading,
     split_in_proportion,
 )
+from exact_prep.sources.streams import Damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from exact_prep.batches import TextBatch
     from exact_prep.sources.batching import Part
     from exact_prep.sources.column_values import Rows
+
+FOOTER_TAIL = 8
+"""Bytes at the end of a file: the footer's length and the magic word."""
 
 BUFFER = 1 << 20
 """Bytes of a column that are read at once; larger gave no speed."""
@@ -39,6 +45,7 @@ def open_row_groups(part: Part) -> Opened:
         # Pre-buffering, the default, keeps whole row groups until the file is closed; this keeps a page and a buffer.
         file = pq.ParquetFile(part.path, pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True)
         columns = pick_columns(part, file.schema_arrow)
+        check_encryption(part, file, columns.names())
         edges = measure_row_groups(file.metadata, part.file.bytes)
         start = part.slice.start
         stop = file.metadata.num_row_groups if part.slice.stop is None else part.slice.stop
@@ -67,6 +74,33 @@ def open_row_groups(part: Part) -> Opened:
                     number += batch.num_rows
 
     return Opened(first=first, share=int(edges[max(stop, 1)] - edges[start]), rows=rows())
+
+
+def check_encryption(part: Part, file: pq.ParquetFile, names: list[str]) -> None:
+    """Raise Damaged for a column that is encrypted: pyarrow ends the process when it is asked for the column's size.
+
+    A footer in plain text that speaks of encrypted columns is signed: it is longer than what it says of itself.
+    """
+    with part.path.open("rb") as raw:
+        raw.seek(-FOOTER_TAIL, os.SEEK_END)
+        length = int.from_bytes(raw.read(4), "little")
+    if length == file.metadata.serialized_size:
+        return
+    for name in names:
+        try:
+            for group in range(file.metadata.num_row_groups):
+                next(file.iter_batches(1, row_groups=[group], columns=[name], use_threads=False), None)
+        except (OSError, pa.ArrowException) as error:
+            if "decrypt" in str(error).lower():
+                raise Damaged(f"column {name!r} is encrypted: decrypt the file, or name another column") from error
+            raise
+
+
+def count_rows_before_slice(part: Part) -> int:
+    """Rows of a file before the slice; raises Damaged."""
+    with reading(part):
+        metadata = pq.read_metadata(part.path)
+        return sum(metadata.row_group(group).num_rows for group in range(part.slice.start))
 
 
 def find_leaf(metadata: pq.FileMetaData, name: str) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from exact_prep.errors import ExactPrepError
 from exact_prep.sources.formats import FORMATS, read_slice
 from exact_prep.sources.slices import find_unit_edges
-from exact_prep.sources.streams import Damaged, compression, decompressed
+from exact_prep.sources.streams import Damaged, decompressed, find_codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +30,9 @@ BLOCK = 1 << 16
 
 BLOCKS = 16
 """Blocks of a place in which a document must begin; otherwise the place gives none."""
+
+BAD = 256
+"""Bad documents after which a place is left: each costs as much as a hundred bytes of good ones."""
 
 SMALL = 1 << 18
 """A file of fewer bytes is only read from its start."""
@@ -73,21 +76,36 @@ def plan_probe(part: Part, offset: int) -> Part:
     if row.is_columnar:
         start = max(bisect_right(find_unit_edges(part), offset) - 1, 0)
         stop = start + 1
-    elif (row.unit == "byte" or row.name == "text") and not compression(part.file, part.spool):
-        start = offset if part.file.bytes > SMALL else 0
+    elif part.file.bytes > SMALL and is_seekable(part):
+        start = offset
     options = part.options.model_copy(update={"on_error": "reject"})
     return replace(part, slice=part.slice.model_copy(update={"start": start, "stop": stop}), options=options)
+
+
+def is_seekable(part: Part) -> bool:
+    """Whether documents can be read from the middle of a file."""
+    if part.file.format == "text":
+        return find_codec(part.file, part.path) is None
+    if FORMATS[part.file.format].unit != "byte":
+        return False
+    from exact_prep.sources.jsonl import can_be_cut
+
+    return can_be_cut(part)
 
 
 def read_first_texts(part: Part, size: int) -> list[str]:
     """The first documents of a slice, `size` characters of them."""
     texts: list[str] = []
+    rejected = 0
     for batch in islice(read_slice(part, block=BLOCK), BLOCKS):
         for text in batch.texts:
             texts.append(text[:size])
             size -= len(texts[-1])
             if size <= 0:
                 return texts
+        rejected += len(batch.rejected)
+        if rejected >= BAD:
+            break
     return texts
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from exact_prep.errors import UsageError
 from exact_prep.sources.formats import FORMATS
-from exact_prep.sources.streams import compression
+from exact_prep.sources.streams import split_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,16 +94,21 @@ def group_slices(
 
 
 def weigh(part: Part) -> int:
-    """Bytes of content of a file, about."""
-    compressed = FORMATS[part.file.format].compressible and compression(part.file, part.spool)
+    """Bytes of content of a file, about: its name alone says whether it is compressed."""
+    compressed = FORMATS[part.file.format].compressible and split_suffix(part.file.path)[1]
     return part.file.bytes * (COMPRESSED_WEIGHT if compressed else 1)
 
 
 def count_pieces(part: Part, size: int) -> int:
-    """Slices of `size` bytes that a file of bytes is cut into; 1 for formats that are cut by units of their own."""
-    if FORMATS[part.file.format].unit != "byte" or compression(part.file, part.spool):
+    """Slices of `size` bytes that a file of bytes is cut into; 1 for formats that are cut by units of their own.
+
+    Only files that are large enough to be cut are looked at: a corpus may be a million small ones.
+    """
+    if FORMATS[part.file.format].unit != "byte" or part.file.bytes <= size:
         return 1
-    return max(math.ceil(part.file.bytes / size), 1)
+    from exact_prep.sources.jsonl import can_be_cut
+
+    return math.ceil(part.file.bytes / size) if not split_suffix(part.file.path)[1] and can_be_cut(part) else 1
 
 
 def cut(part: Part, size: int) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError
-from exact_prep.sources.batching import BATCH_RECORDS, reject
+from exact_prep.sources.batching import BATCH_RECORDS, reject, reject_rest
 from exact_prep.sources.streams import BOM, Damaged, newlines, whole_blocks
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def read_text(part: Part, block: int | None) -> Iterator[TextBatch]:
     as a document longer than a piece is met.
     """
     block = block or PIECE
-    bad: dict[int, tuple[str, str]] | None = None
-    document, line, consumed = 0, 1, 0
+    bad: dict[int, str] | None = None
+    document = consumed = 0
     try:
         for pieces, share in group_pieces(part, block):
             consumed += share
@@ -61,11 +61,8 @@ def read_text(part: Part, block: int | None) -> Iterator[TextBatch]:
             yield decode_pieces(part, pieces, share, bad)
             if pieces:
                 document = pieces[-1].document + pieces[-1].last
-                line = pieces[-1].line + newlines(pieces[-1].data)
     except Damaged as damage:
-        rejected = reject(part, document, f"line {line} on", str(damage))
-        rest = part.file.bytes - consumed
-        yield TextBatch(records=np.empty(0, np.int64), read=1, rejected=(rejected,), bytes_read=rest)
+        yield reject_rest(part, document, damage, consumed=consumed, size=part.file.bytes)
 
 
 def group_pieces(part: Part, size: int) -> Iterator[tuple[list[Piece], int]]:
@@ -106,17 +103,16 @@ def find_break(data: bytes, limit: int) -> int:
     return limit
 
 
-def explain_fault(piece: Piece, error: UnicodeDecodeError) -> tuple[str, str]:
+def explain_fault(piece: Piece, error: UnicodeDecodeError) -> str:
     """Where and why a piece is not UTF-8."""
     line = piece.line + piece.data.count(b"\n", 0, error.start)
-    hint = "; is it UTF-16?" if piece.offset == 0 and piece.data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-    return f"line {line}", f"wrong UTF-8 ({error.reason} at byte {piece.offset + error.start} of the file{hint})"
+    return f"wrong UTF-8 ({error.reason} at byte {piece.offset + error.start} of the file, in line {line})"
 
 
-def find_faults(part: Part, size: int) -> dict[int, tuple[str, str]]:
-    """Place and reason for every document of the file that is not UTF-8, or that damage cuts short."""
-    bad: dict[int, tuple[str, str]] = {}
-    document, line = 0, 1
+def find_faults(part: Part, size: int) -> dict[int, str]:
+    """The reason for every document of the file that is not UTF-8, or that damage cuts short."""
+    bad: dict[int, str] = {}
+    document = 0
     try:
         for pieces, _ in group_pieces(part, size):
             for piece in pieces:
@@ -124,13 +120,13 @@ def find_faults(part: Part, size: int) -> dict[int, tuple[str, str]]:
                     piece.data.decode()
                 except UnicodeDecodeError as error:
                     bad.setdefault(piece.document, explain_fault(piece, error))
-                document, line = piece.document + piece.last, piece.line
+                document = piece.document + piece.last
     except Damaged as damage:
-        bad.setdefault(document, (f"line {line} on", str(damage)))
+        bad.setdefault(document, str(damage))
     return bad
 
 
-def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int, tuple[str, str]] | None) -> TextBatch:
+def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int, str] | None) -> TextBatch:
     """One batch; `bad` are the file's bad documents where they had to be known beforehand."""
     texts: list[str] = []
     records: list[int] = []
@@ -148,7 +144,7 @@ def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int,
                     ) from error
                 fault = explain_fault(piece, error)
         if fault is not None:
-            one = reject(part, piece.document, *fault)
+            one = reject(part, piece.document, fault)
             rejected += [one] * piece.last
         elif piece.whole and piece.last and not text:
             empty += 1

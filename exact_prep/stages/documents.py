@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from exact_prep.errors import LedgerError
@@ -15,18 +16,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.batches import Rejected, TextBatch, TokenBatch
+    from exact_prep.sources import RecordPlaces
 
 
 class Documents:
     """What one task read and encoded, counted."""
 
-    def __init__(self, rejected: RejectedList) -> None:
-        """`rejected` takes the documents that are skipped."""
+    def __init__(self, rejected: RejectedList, places: RecordPlaces) -> None:
+        """`rejected` takes the documents that are skipped; `places` knows where they are."""
         self.text_bytes = 0
         self.ledger = TokenLedger()
-        self.nameless: list[Rejected] = []
-        """What the tokenizer skipped, in order, without file and place."""
-        self._rejected = rejected
+        self._rejected, self._places = rejected, places
         self._records = self._empty = self._packed = 0
 
     def read(self, texts: TextBatch) -> None:
@@ -40,12 +40,17 @@ class Documents:
         """Count the tokens of a batch."""
         self._packed += tokens.documents
         self._empty += tokens.empty
-        self.nameless += tokens.rejected
+        self._rejected.add([self._place(one) for one in tokens.rejected])
         self.ledger = TokenLedger(
             text_tokens=self.ledger.text_tokens + tokens.text_tokens,
             bos_tokens=self.ledger.bos_tokens + tokens.bos_tokens,
             eos_tokens=self.ledger.eos_tokens + tokens.eos_tokens,
         )
+
+    def _place(self, one: Rejected) -> Rejected:
+        """What the tokenizer skipped, with file and place: it knows the documents by their numbers alone."""
+        source, place = self._places.find(one.record, exact=False)
+        return replace(one, source=source, place=place)
 
     def counts(self) -> DocumentCounts:
         """The counts; raises LedgerError if a record is unaccounted for."""
@@ -59,6 +64,8 @@ class Documents:
 
 class RejectedList:
     """The documents that one task skips, one JSON object per line: source, place, reason.
+
+    Where a place is not known yet, `record`, the number of the document in its task, stands for it.
 
     Written as they come: a file with only bad lines takes no more memory than any other.
     """
@@ -91,7 +98,8 @@ class RejectedList:
             if self._file is None:
                 self._file = self.path.open("w", encoding="utf-8", newline="\n")
             for item in rejected:
-                line = {"source": item.source, "place": item.place, "reason": item.reason}
+                where = {"place": item.place} if item.place else {"record": item.record}
+                line = {"source": item.source, **where, "reason": item.reason}
                 self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def close(self) -> bool:

@@ -24,7 +24,7 @@ from exact_prep.packing import Packer
 from exact_prep.records import encode
 from exact_prep.records.work import PackedCounts, ShardRecord, SourceCounts, TaskRecord
 from exact_prep.shards import ShardWriter
-from exact_prep.sources import SourceLabels
+from exact_prep.sources import RecordPlaces, SourceLabels
 from exact_prep.stages.documents import Documents, RejectedList
 from exact_prep.stages.lengths import LengthHistogram
 from exact_prep.stages.limits import within_limits
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from exact_prep.batches import Rejected, Rows, TextBatch, TokenBatch
+    from exact_prep.batches import Rows, TextBatch, TokenBatch
     from exact_prep.engines import Meter
     from exact_prep.records.manifest import TokenizerRecord, TokenLedger
     from exact_prep.records.options import PackOptions
@@ -72,10 +72,6 @@ class PackTask:
         first, last = self.inputs.files[0].path, self.inputs.files[-1].path
         return f"task {self.index} ({first if first == last else f'{first} ... {last}'})"
 
-    def locate(self, records: list[int]) -> list[tuple[str, str]]:
-        """File and place of records of this task."""
-        return self.inputs.locate(records, self.slices)
-
 
 def task_key(inputs: Inputs, slices: Sequence[Slice]) -> str:
     """16 hexadecimal digits of xxh3 over the slices' paths, starts and stops."""
@@ -106,6 +102,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     Raises SourceError, TokenizerError, StorageError; LedgerError if tokens in and tokens out differ.
     """
     source, work = task.options.source, open_store(task.work)
+    places = RecordPlaces(task.inputs, task.slices)
     clear_task(task)
     tokenizer = Tokenizer(
         task.tokenizer_path,
@@ -113,14 +110,14 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         task.options.tokenizer,
         task=task.index,
         reject=source.on_error == "reject",
-        name=lambda record: " ".join(task.locate([record])[0]),
+        name=places.name,
     )
     with ExitStack() as stack:
         rejected = stack.enter_context(RejectedList(work.scratch(rejected_name(task.index, task.key))))
         labels, lengths = SourceLabels(), LengthHistogram()
-        documents = Documents(rejected)
+        documents = Documents(rejected, places)
         parts = [stack.enter_context(Part(task, seq_len, labels)) for seq_len in task.options.packing.seq_lens]
-        for texts, batches in within_limits(ahead(task.inputs.read(task.slices)), tokenizer.encode, source):
+        for texts, batches in within_limits(ahead(task.inputs.read(task.slices, places)), tokenizer.encode, source):
             documents.read(texts)
             labels.add(texts)
             for tokens in batches:
@@ -130,8 +127,6 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
                     part.add(tokens)
                 meter.add(0, tokens.ids.size)
             meter.add(texts.bytes_read)
-        if documents.nameless:
-            rejected.add(add_places(documents.nameless, task))
         packed = {part.seq_len: part.finish(documents.ledger, lengths) for part in parts}
         histogram = lengths.encode()
         work.write(lengths_name(task.index, task.key), histogram)
@@ -283,9 +278,3 @@ def ahead(batches: Iterator[TextBatch]) -> Iterator[TextBatch]:
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
-
-
-def add_places(nameless: list[Rejected], task: PackTask) -> list[Rejected]:
-    """What the tokenizer skipped, with file and place: it knows the documents by their numbers alone."""
-    places = task.locate([item.record for item in nameless])
-    return [replace(item, source=source, place=place) for item, (source, place) in zip(nameless, places, strict=True)]

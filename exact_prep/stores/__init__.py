@@ -84,12 +84,37 @@ class Store(Protocol):
         ...
 
 
+URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}[^/]")
+"""An address. pathlib makes one slash of two; one letter before the colon is a drive of Windows."""
+
+COPY = {
+    "s3": "copy it with `aws s3 sync`",
+    "gs": "copy it with `gcloud storage rsync`",
+    "az": "copy it with `azcopy`",
+    "abfs": "copy it with `azcopy`",
+    "http": "download it with `curl -O`",
+    "https": "download it with `curl -O`",
+    "hdfs": "copy it with `hdfs dfs -get`",
+    "hf": "download it with `hf download`",
+}
+"""How to bring what an address names to this machine."""
+
+
+def check_local(name: str | PathLike[str]) -> None:
+    """Raise UsageError for an address: no store serves any yet, and a directory of that name is never meant."""
+    found = URL.match(str(name))
+    if found is None:
+        return
+    scheme = found["scheme"].lower()
+    what = "a web address" if scheme in ("http", "https", "ftp") else f"an address in a store ({scheme}://)"
+    remedy = COPY.get(scheme, "copy it to this machine")
+    address = re.sub(":/+", "://", str(name), count=1)
+    raise UsageError(f"{address} is {what}, which exact-prep cannot open yet;\n{remedy}, and name the local path")
+
+
 def open_store(url: str | PathLike[str]) -> Store:
     """The store for a directory; raises UsageError for a URL, which no store serves yet."""
-    text = str(url)
-    # A `Path` has made `s3:/` of `s3://`. One letter is a drive of Windows.
-    if found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text):
-        raise UsageError(f"{text}: there is no store for {found[1]}:// yet; name a local directory")
+    check_local(url)
     from exact_prep.stores.local import LocalStore
 
-    return LocalStore(Path(text))
+    return LocalStore(Path(url))

@@ -1,7 +1,9 @@
 """Turns text into token ids: `locate` a tokenizer, `choose` a backend once per run, then one `Tokenizer` per task.
 
     files            finds and parses tokenizer.json and the files beside it
-    special_tokens   finds the ids of EOS, BOS and padding
+    wrong_files      says what a file is that is no tokenizer.json
+    token_table      which token has which id, without a backend
+    special_tokens   finds EOS, BOS and padding, and says where each came from
     backends         fastokens (fast) and tokenizers (the reference) behind one Protocol
     stress, parity   checks that the fast library gives the reference's ids, before the run and during it
     choice           options and a sample -> TokenizerRecord
@@ -22,6 +24,7 @@ from exact_prep.errors import TokenizerError
 from exact_prep.tokenization.choice import choose, make_tokenizer_files
 from exact_prep.tokenization.files import locate
 from exact_prep.tokenization.given_ids import IdChecker
+from exact_prep.tokenization.special_tokens import resolve_special_tokens
 from exact_prep.tokenization.texts import TextEncoder
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from exact_prep.records.manifest import TokenizerRecord
     from exact_prep.records.options import TokenizerOptions
 
-__all__ = ["Tokenizer", "choose", "locate", "make_tokenizer_files"]
+__all__ = ["Tokenizer", "choose", "locate", "make_tokenizer_files", "resolve_special_tokens"]
 
 
 class Tokenizer:
@@ -58,7 +61,7 @@ class Tokenizer:
         """
         self._texts: TextEncoder | None = None
         if record.backend == "none":
-            self._encode = IdChecker(record, reject=reject).encode
+            self._encode = IdChecker(record, reject=reject, name=name).encode
         elif path is None:
             raise TokenizerError("text needs a tokenizer; name one with --tokenizer")
         else:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from exact_prep.errors import TokenizerError
+from exact_prep.stores import check_local
+from exact_prep.tokenization.wrong_files import explain_directory, explain_file
 
 HUB_TIMEOUT_S = 10
-
-Role = Literal["eos", "bos", "pad"]
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -54,6 +54,7 @@ class TokenizerFile(msgspec.Struct, frozen=True, kw_only=True):
     added_tokens: tuple[AddedToken, ...] = ()
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
 
 
 def locate(name: str) -> Path:
@@ -61,13 +62,17 @@ def locate(name: str) -> Path:
 
     Raises TokenizerError if there is none, or if the hub cannot be reached and its cache has no copy.
     """
-    path = Path(name).expanduser()
+    check_local(name)
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise TokenizerError(f"{name}: there is no such user; pass the path of a {FILE} or of its directory") from error
     if path.is_file():
         return path
     if path.is_dir():
         if (path / FILE).is_file():
             return path / FILE
-        raise TokenizerError(f"{path} contains no {FILE}; pass a directory that does, or the file itself")
+        raise TokenizerError(f"{path} contains no {FILE}{explain_directory(path)}")
     if not HUB_ID.fullmatch(name) or name.endswith(".json"):
         raise TokenizerError(f"{name}: no such file or directory; pass a {FILE}, its directory, or a hub id (org/name)")
     return download(name)
@@ -123,7 +128,7 @@ def parse(data: bytes, path: Path) -> TokenizerFile:
     try:
         file = msgspec.json.decode(data, type=TokenizerFile)
     except msgspec.MsgspecError as error:
-        raise TokenizerError(f"{path} is not a {FILE}: {error}") from error
+        raise TokenizerError(f"{path} is not a {FILE}: {explain_file(path, data) or error}") from error
     if file.model.dropout:
         raise TokenizerError(
             f"{path}: model.dropout is {file.model.dropout}, so the same text gets other ids each time; set it to null"
@@ -131,17 +136,19 @@ def parse(data: bytes, path: Path) -> TokenizerFile:
     return file
 
 
-def find_named_token(path: Path, role: Role) -> tuple[str, str] | None:
-    """The token that a file beside `path` names for `role`, and the name of that file; None if no file names one."""
-    for companion in COMPANIONS:
-        beside = path.with_name(companion)
+def read_companions(path: Path) -> dict[str, dict[str, Any]]:
+    """The content of each companion that lies beside `path`, by its name.
+
+    Raises TokenizerError if one is not a JSON object.
+    """
+    companions = {}
+    for name in COMPANIONS:
+        beside = path.with_name(name)
         if not beside.is_file():
             continue
+        data = read(beside)
         try:
-            value = msgspec.json.decode(beside.read_bytes()).get(f"{role}_token")
-        except (OSError, AttributeError, msgspec.MsgspecError) as error:
-            raise TokenizerError(f"{beside} cannot be read as a JSON object: {error}") from error
-        token = value.get("content") if isinstance(value, dict) else value
-        if isinstance(token, str):
-            return token, companion
-    return None
+            companions[name] = msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise TokenizerError(f"{beside} is not a JSON object: {explain_file(beside, data) or error}") from error
+    return companions

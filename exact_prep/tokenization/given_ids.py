@@ -11,7 +11,7 @@ from exact_prep.errors import SourceError
 from exact_prep.tokenization.bos_eos import BosEosInserter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from exact_prep.batches import TextBatch, TokenBatch
     from exact_prep.records.manifest import TokenizerRecord
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 class IdChecker:
     """Checks the ids of one task against the vocabulary and passes them on with BOS and EOS."""
 
-    def __init__(self, record: TokenizerRecord, *, reject: bool) -> None:
+    def __init__(self, record: TokenizerRecord, *, reject: bool, name: Callable[[int], str]) -> None:
         self._limit = record.vocab_size
         """Ids must be below this; 0 if no tokenizer is known."""
         self._reject = reject
+        self._name = name
         self._inserter = BosEosInserter(bos=record.bos_id, eos=record.eos_id)
         self._held: list[np.ndarray] = []
         """The end of a document that continues in the next batch. One id is held so that the document's last piece is
@@ -68,7 +69,7 @@ class IdChecker:
         rejected = [
             Rejected(
                 source="",
-                place=f"record {records[document]}",
+                place="",
                 reason=f"id {ids[wrong[at]]} at token {wrong[at] - offsets[document]} is not in the vocabulary"
                 f" ({vocabulary})",
                 record=int(records[document]),
@@ -77,8 +78,8 @@ class IdChecker:
         ]
         if not self._reject:
             raise SourceError(
-                f"{rejected[0].place}: {rejected[0].reason}; pass the tokenizer that made the ids with --tokenizer, "
-                "or skip such documents with --on-error reject"
+                f"{self._name(rejected[0].record)}: {rejected[0].reason};\n"
+                "pass the tokenizer that made the ids with --tokenizer, or skip such documents with --on-error reject"
             )
         lengths = np.diff(offsets)
         usable = np.ones(lengths.size, bool)

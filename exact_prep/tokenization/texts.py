@@ -60,6 +60,7 @@ class TextEncoder:
                 task=task,
             )
         self._inserter = BosEosInserter(bos=record.bos_id, eos=record.eos_id)
+        self._remedy = REMEDY if backend == "fastokens" else REFERENCE_REMEDY.format(path)
         self._splitter = Splitter(load_cut_pattern(path, split_special=split_special, knows=self._backend.knows))
         self._forbidden = compile_special_tokens(path) if options.special_tokens_in_text == "error" else None
         self._collector = Splitter(None)
@@ -137,7 +138,7 @@ class TextEncoder:
                     "or skip such documents with --on-error reject"
                 )
             if reason:
-                rejected.append(Rejected(source="", place=f"record {record}", reason=reason, record=record))
+                rejected.append(Rejected(source="", place="", reason=reason, record=record))
                 return []
         pieces = self._splitter.split(text, last=ends)
         return pieces or ([""] if ends else [])
@@ -149,7 +150,7 @@ class TextEncoder:
             ids, offsets = self._backend.encode(texts)
         except Exception as error:
             raise TokenizerError(
-                f"{self._name(int(records[0]))} or after it: {self._backend.name} failed: {error};\n{REMEDY}"
+                f"{self._name(int(records[0]))} or after it: {self._backend.name} failed: {error};\n{self._remedy}"
             ) from error
         if self.inspector is not None:
             found = self.inspector.inspect(texts, np.cumsum(lengths), ids, offsets)
@@ -162,6 +163,8 @@ class TextEncoder:
 
 
 REMEDY = "run again with --tokenizer-backend tokenizers"
+
+REFERENCE_REMEDY = "tokenizers itself cannot encode this text with {}: check its unk_token, or use another tokenizer"
 
 
 def compile_special_tokens(path: Path) -> re.Pattern[str] | None:

@@ -35,7 +35,7 @@ class Part:
 def mix(parts: Sequence[Part]) -> Exposure:
     """The exposure of a mixture: integer counts with the default rates, float64 otherwise.
 
-    Raises WeightsError for rates that cannot be meant: some given and some not, negative, or all zero.
+    Raises WeightsError for invalid rates: some given and some not, negative, or all zero.
     """
     rates = normalize_rates(parts)
     if rates is None:

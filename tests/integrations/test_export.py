@@ -249,7 +249,9 @@ def test_a_damaged_table_of_checksums_is_refused(directory, tmp_path, kind):
     path = shutil.copytree(directory, tmp_path / "data" / "packed")
     checksums = path / "tables" / "weights.parquet"
     flip(checksums, checksums.stat().st_size // 2)
-    with pytest.raises(DatasetError, match=r"weights\.parquet is damaged; run `exact-prep weigh .*` again"):
+    with pytest.raises(
+        DatasetError, match=r"weights\.parquet do not belong together: .*; run `exact-prep weigh .*` again"
+    ):
         export(path, kind, tmp_path / "out")
     checksums.unlink()
     with pytest.raises(DatasetError, match=r"weights\.parquet is missing; run `exact-prep weigh .*` again"):

@@ -1,0 +1,245 @@
+"""The commands as functions: `exact_prep.pack`, `weigh` and `verify`, with the commands' names, words and defaults.
+
+Imports nothing slow before a function is called.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exact_prep.choices import MAX_SEQ_LEN
+from exact_prep.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from exact_prep.choices import (
+        Backend,
+        InputFormat,
+        LossWeights,
+        Normalize,
+        OnError,
+        Packing,
+        SpecialTokens,
+    )
+    from exact_prep.pipeline.events import Emit, Event
+    from exact_prep.reader.lookup import LoadedWeights
+
+    Location = str | PathLike[str]
+    Progress = bool | Callable[[Event], None]
+
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+"""Row lengths are powers of two: a thousand is 1,024."""
+
+
+def parse_seq_len(value: int | str) -> int:
+    """Tokens per row from 4096, "4096", "4k", "16K" or "1M"; raises UsageError."""
+    found = re.fullmatch(r"([0-9]{1,18})([kKmM]?)", str(value))
+    if found is None:
+        raise UsageError(f"--seq-len {value}: a number of tokens, such as 4096, 4k or 16K (k is 1,024)")
+    length = int(found[1]) * UNITS[found[2].lower()]
+    if length > MAX_SEQ_LEN:
+        raise UsageError(f"--seq-len {value}: a row holds at most {MAX_SEQ_LEN:,} tokens")
+    if length < 2:
+        raise UsageError(f"--seq-len {value}: a row holds at least 2 tokens")
+    return length
+
+
+def pack(
+    inputs: Location | Sequence[Location],
+    out: Location,
+    *,
+    seq_len: int | str | Sequence[int | str],
+    tokenizer: Location | None = None,
+    text_field: str | Sequence[str] = "text",
+    ids_field: str | None = None,
+    join: str = "\n",
+    csv_delimiter: str | None = None,
+    csv_quote: str | None = '"',
+    input_format: InputFormat = "auto",
+    source_from: str = "input",
+    separator: str | None = None,
+    on_error: OnError = "stop",
+    max_rejected: int | str | None = None,
+    limit_docs: int | None = None,
+    limit_tokens: int | None = None,
+    tokenizer_backend: Backend = "auto",
+    special_tokens_in_text: SpecialTokens = "text",
+    eos: bool | None = None,
+    bos: bool | None = None,
+    eos_token: str | None = None,
+    bos_token: str | None = None,
+    pad_token: str | None = None,
+    packing: Packing = "concat",
+    shuffle: int | None = None,
+    loss_weights: LossWeights = "column",
+    task_size: int | None = None,
+    workers: int | None = 1,
+    overwrite: bool = False,
+    lock: bool = True,
+    space_check: bool = True,
+    progress: Progress = True,
+) -> list[Path]:
+    r"""Tokenize and pack a corpus; returns the directories of the datasets, one per row length.
+
+    The options are those of `exact-prep pack` (`exact-prep pack --help` explains each), and so are the bytes. A
+    `seq_len` is a number or a text such as "16K"; several make several datasets. `inputs` is a file, a directory, a
+    glob or `hf://name`, or a list of them. Text is taken as it is: "\n" is a newline, and `csv_quote` None means none.
+
+    `workers` None starts as many processes as the work is worth; with more than one, a script needs
+    `if __name__ == "__main__":`. `progress` True draws in a terminal or notebook as the command does, False shows
+    nothing, and a function receives the events (`exact_prep.pipeline.events`). `space_check` False starts even a run
+    that the disk seems too small for.
+
+    Raises UsageError for invalid options, SourceError, TokenizerError, StorageError, WorkerError,
+    LedgerError; Interrupted on Ctrl-C, after which the same call continues.
+    """
+    with showing(progress) as emit:
+        from exact_prep.pipeline import pack as run
+        from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
+
+        lengths = [seq_len] if isinstance(seq_len, (int, str)) else seq_len
+        with refusals():
+            options = PackOptions(
+                source=SourceOptions(
+                    text_field=(text_field,) if isinstance(text_field, str) else tuple(text_field),
+                    ids_field=ids_field,
+                    join=join,
+                    csv_delimiter=csv_delimiter,
+                    csv_quote=csv_quote,
+                    input_format=input_format,
+                    source_from=source_from,
+                    separator=separator,
+                    on_error=on_error,
+                    task_bytes=task_size,
+                    limit_docs=limit_docs,
+                    limit_tokens=limit_tokens,
+                ),
+                tokenizer=TokenizerOptions(
+                    tokenizer=None if tokenizer is None else fspath(tokenizer),
+                    backend=tokenizer_backend,
+                    special_tokens_in_text=special_tokens_in_text,
+                    eos=eos,
+                    bos=bos,
+                    eos_token=eos_token,
+                    bos_token=bos_token,
+                    pad_token=pad_token,
+                ),
+                packing=PackingOptions(seq_lens=tuple(map(parse_seq_len, lengths)), packing=packing, shuffle=shuffle),
+                loss_weights=loss_weights,
+            )
+        manifests = run(
+            [fspath(name) for name in ([inputs] if isinstance(inputs, (str, PathLike)) else inputs)],
+            options,
+            Path(out),
+            workers=workers,
+            overwrite=overwrite,
+            lock=lock,
+            space_check=space_check,
+            max_rejected=None if max_rejected is None else str(max_rejected),
+            emit=emit,
+        )
+    if len(manifests) == 1:
+        return [Path(out)]
+    return [Path(out, str(manifest.seq_len)) for manifest in manifests]
+
+
+def weigh(
+    directory: Location,
+    *,
+    alpha: float = 0.15,
+    gamma: float = 0.5,
+    tail_from: int | None = None,
+    max_weight: float | None = None,
+    supervise_first: bool = False,
+    normalize: Normalize = "none",
+    eps: float = 1e-6,
+    allow_empty_tail: bool = False,
+    recount: bool = False,
+    out: Location | None = None,
+    workers: int | None = 1,
+    lock: bool = True,
+    progress: Progress = True,
+) -> list[LoadedWeights]:
+    """Write EXACT weights into a packed dataset, or several; returns the weights of each, by row length.
+
+    The options are those of `exact-prep weigh`. With `out`, the table alone is written to that file and the dataset
+    stays as it is; `exact_prep.open(directory, weights=out)` uses it. `workers` and `progress` as in `pack`.
+
+    Raises WeightsError for invalid options and for an empty tail, DatasetError, StorageError, UsageError,
+    WorkerError; Interrupted on Ctrl-C, after which the same call continues.
+    """
+    with showing(progress) as emit:
+        from exact_prep.dataset import find_datasets
+        from exact_prep.pipeline import weigh as run
+        from exact_prep.reader.lookup import load_weights
+        from exact_prep.records.options import WeightOptions
+
+        options = WeightOptions(
+            alpha=alpha,
+            gamma=gamma,
+            tail_from=tail_from,
+            eps=eps,
+            max_weight=max_weight,
+            supervise_first=supervise_first,
+            normalize=normalize,
+        )
+        run(
+            Path(directory),
+            options,
+            out=None if out is None else Path(out),
+            recount=recount,
+            allow_empty_tail=allow_empty_tail,
+            workers=workers,
+            lock=lock,
+            emit=emit,
+        )
+        return [load_weights(file) for file in (find_datasets(Path(directory)) if out is None else [Path(out)])]
+
+
+def verify(
+    directory: Location,
+    *,
+    quick: bool = False,
+    weights: Location | None = None,
+    workers: int | None = 1,
+    progress: Progress = True,
+) -> list[str]:
+    """Check everything that can be checked from the bytes; returns findings, a sentence each, none if all is correct.
+
+    The options are those of `exact-prep verify`. `workers` and `progress` as in `pack`. Raises DatasetError if there is
+    no dataset at all, StorageError, WorkerError.
+    """
+    with showing(progress) as emit:
+        from exact_prep.pipeline import verify as run
+
+        table = None if weights is None else Path(weights)
+        return run(Path(directory), quick=quick, workers=workers, weights=table, emit=emit)
+
+
+@contextmanager
+def showing(progress: Progress) -> Iterator[Emit]:
+    """What receives the events of a run."""
+    if callable(progress):
+        yield progress
+        return
+    from exact_prep.progress import Display
+
+    with Display(quiet=not progress) as display:
+        yield display
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Raise UsageError for options that the records refuse."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, fault['loc'])) or 'options'}: {fault['msg']}" for fault in error.errors()]
+        raise UsageError("; ".join(found)) from None
