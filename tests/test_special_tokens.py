@@ -1,4 +1,4 @@
-"""Laws of EOS, BOS and padding: where each comes from, what is refused, and that all is said before anything loads."""
+"""Laws of EOS, BOS and padding: where each comes from, what is refused, and messages that come before loading."""
 
 from __future__ import annotations
 

@@ -76,9 +76,9 @@ def pack(
 ) -> list[Manifest]:
     """Tokenize and pack `inputs` into `out`, one dataset per row length; returns their manifests.
 
-    `max_rejected` is how many records may be rejected, `N` or `P%`; see `parse_limit`. It is no part of the plan: a run
-    that has too many publishes with a higher one. With `space_check` nothing starts that the disk cannot hold; see
-    `check_space`. `stdin` is read if an input is `-`; `workers` None starts as many as
+    `max_rejected` is how many records may be rejected, `N` or `P%`; see `parse_limit`. The plan does not hold it: a run
+    that rejected too many is published by the same call with a higher limit. With `space_check`, a run that the disk
+    cannot hold does not start; see `check_space`. `stdin` is read if an input is `-`; `workers` None starts as many as
     the work is worth; `lock` False takes `out` to be free.
     Raises UsageError, SourceError, TokenizerError, StorageError, WorkerError, LedgerError; Interrupted on
     Ctrl-C or SIGTERM, after which the same call continues.
@@ -90,7 +90,7 @@ def pack(
     with hold(out, *written_directories(out), lock=lock), interruptible(lambda: explain_stop(out)):
         check_out(out, overwrite=overwrite)
         for child in children:
-            if child.is_dir():  # held on its own: a `weigh` of this dataset alone writes there too
+            if child.is_dir():  # a `weigh` of this dataset alone holds only its own directory: refuse while it runs
                 with hold(child, *written_directories(child), lock=lock):
                     pass
         if "-" in inputs and stdin:
