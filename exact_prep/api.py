@@ -154,6 +154,7 @@ def weigh(
     alpha: float = 0.15,
     gamma: float = 0.5,
     tail_from: int | None = None,
+    window: int | None = None,
     max_weight: float | None = None,
     supervise_first: bool = False,
     normalize: Normalize = "none",

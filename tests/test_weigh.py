@@ -455,6 +455,27 @@ def test_the_tail_begins_at_an_edge_by_itself(corpus, tokenizer_file, tmp_path):
     assert read_json(tmp_path / "out" / "weights.json")["options"]["tail_from"] == 32
 
 
+def test_under_a_window_contexts_saturate(copy):
+    """Counted again target by target: a query that sees W tokens gives its target a context of at most W."""
+    ran = exact_prep("weigh", copy, "--window", 24, "--tail-from", 16, "--alpha", 0.5)
+    assert "a window of 24, effective context of 16 or more" in ran.stdout
+    lengths = [length for row in read_rows(copy) for length in row["seq_lengths"]]
+    contexts = [min(position, 24) for length in lengths for position in range(1, length)]
+    counts = [sum(low <= context < high for context in contexts) for low, high in ((0, 8), (8, 16), (16, 32))]
+    assert counts[2] > sum(16 <= position < 32 for length in lengths for position in range(1, length)), "nothing moved"
+    weights = read_json(copy / "weights.json")
+    assert (weights["options"]["window"], weights["table"]["counts"]) == (24, counts)
+    tail = 1.5  # one bucket in the tail: all of the extra supervision is its own
+    for row in read_rows(copy):
+        wanted = [0.0, *[1.0] * 15, *[tail] * 48]
+        expected = [weight for length in row["seq_lengths"] for weight in wanted[:length]]
+        assert row["loss_weights"] == expected + [0.0] * (64 - len(expected))
+    assert verify(copy) == []
+    assert load_facts(copy).weights.options.window == 24
+    refused = exact_prep("weigh", copy, "--window", 24, "--tail-from", 32, check=2)
+    assert "context of 32 or more (the longest has 24 within the window of 24)" in refused.stderr
+
+
 def test_what_float16_makes_of_the_extra_supervision_is_said(copy):
     fine = exact_prep("weigh", copy, "--alpha", 0.15)
     assert "extra supervision 0.15, " in fine.stdout

@@ -17,6 +17,7 @@ In place, at the cost of writing the weights; another `weigh` with other paramet
 Examples:
     exact-prep weigh packed
     exact-prep weigh packed --alpha 0.3 --tail-from 4096
+    exact-prep weigh packed --window 4096
     exact-prep weigh packed --alpha 0.3 -o alpha-0.3.json
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
@@ -34,6 +35,17 @@ def weigh(
             min=0,
             help="Effective context from which the tail begins: a bucket edge (0, 8, 16, 32, ...).",
             show_default="the first edge from a quarter of the row on",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**31 - 1,
+            metavar="TOKENS",
+            help="For models whose every layer has sliding-window attention: a query sees this many tokens, itself "
+            "included. Leave it out if some layers see the whole document (Gemma, gpt-oss).",
+            show_default="none",
         ),
     ] = None,
     max_weight: Annotated[
@@ -82,6 +94,7 @@ def weigh(
         alpha=alpha,
         gamma=gamma,
         tail_from=tail_from,
+        window=window,
         eps=eps,
         max_weight=max_weight,
         supervise_first=supervise_first,
@@ -106,8 +119,9 @@ def weigh(
     names = [out] if out else find_datasets(directory)
     for name, file in zip(names, files, strict=True):
         table = load_table(file)
+        window = f"a window of {table.options.window:,}, " if table.options.window else ""
         typer.echo(
-            f"{name}: rows of {file.seq_len:,} tokens, effective context of {table.tail_start:,} or more: "
+            f"{name}: rows of {file.seq_len:,} tokens, {window}effective context of {table.tail_start:,} or more: "
             f"{table.tail_share:.2%} of supervision before, {table.weighted_tail_share:.2%} after"
         )
         if file.rounding and table.extra:

@@ -128,9 +128,11 @@ def plan_job(home: Path, options: WeightOptions, allow_empty_tail: bool) -> Job:
         check_tail_from(options.tail_from)
     table = weight_table(Exposure.from_record(manifest.exposure), resolve_options(options, manifest.seq_len))
     if not table.in_tail.any() and not allow_empty_tail:
+        within = f" within the window of {options.window:,}" if options.window else ""
+        longest = min(manifest.longest_context, options.window or manifest.longest_context)
         raise WeightsError(
             f"{home}: no target has an effective context of {table.tail_start:,} or more (the longest has "
-            f"{manifest.longest_context:,}), so there is nothing to weigh; lower --tail-from, pack longer documents, "
+            f"{longest:,}{within}), so there is nothing to weigh; lower --tail-from, pack longer documents, "
             "or write weights of 1 with --allow-empty-tail"
         )
     float16_runs(table, manifest.seq_len)  # raises for a weight beyond float16
