@@ -10,10 +10,12 @@ from exact_prep.version import __version__
 if TYPE_CHECKING:
     from exact_prep.api import pack, verify, weigh
     from exact_prep.reader.lookup import LoadedWeights, load_weights
+    from exact_prep.reader.mixture import MixedDataset
     from exact_prep.reader.rows import PackedDataset, Row, open  # noqa: A004
 
 __all__ = [
     "LoadedWeights",
+    "MixedDataset",
     "PackedDataset",
     "Row",
     "__version__",
@@ -27,6 +29,7 @@ __all__ = [
 FACE = {
     "LoadedWeights": "exact_prep.reader.lookup",
     "load_weights": "exact_prep.reader.lookup",
+    "MixedDataset": "exact_prep.reader.mixture",
     "PackedDataset": "exact_prep.reader.rows",
     "Row": "exact_prep.reader.rows",
     "open": "exact_prep.reader.rows",

@@ -149,7 +149,7 @@ def pack(
 
 
 def weigh(
-    directory: Location,
+    directories: Location | Sequence[Location],
     *,
     alpha: float = 0.15,
     gamma: float = 0.5,
@@ -158,6 +158,8 @@ def weigh(
     max_weight: float | None = None,
     supervise_first: bool = False,
     normalize: Normalize = "none",
+    rates: Sequence[float] | None = None,
+    keep_mixture: bool = False,
     eps: float = 1e-6,
     allow_empty_tail: bool = False,
     recount: bool = False,
@@ -168,15 +170,16 @@ def weigh(
 ) -> list[LoadedWeights]:
     """Write EXACT weights into a packed dataset, or several; returns the weights of each, by row length.
 
-    The options are those of `exact-prep weigh`. With `out`, the table alone is written to that file and the dataset
-    stays as it is; `exact_prep.open(directory, weights=out)` uses it. `workers` and `progress` as in `pack`.
+    The options are those of `exact-prep weigh`. A list of directories is one mixture, read at `rates`. With `out`, the
+    table alone is written to that file and the datasets stay as they are; `exact_prep.open(directory, weights=out)`
+    uses it. `workers` and `progress` as in `pack`.
 
     Raises WeightsError for invalid options and for an empty tail, DatasetError, StorageError, UsageError,
     WorkerError; Interrupted on Ctrl-C, after which the same call continues.
     """
     with showing(progress) as emit:
-        from exact_prep.dataset import find_datasets
         from exact_prep.pipeline import weigh as run
+        from exact_prep.pipeline.weigh import find_mixtures
         from exact_prep.reader.lookup import load_weights
         from exact_prep.records.options import WeightOptions
 
@@ -188,10 +191,13 @@ def weigh(
             max_weight=max_weight,
             supervise_first=supervise_first,
             normalize=normalize,
+            keep_mixture=keep_mixture,
         )
+        places = list_paths(directories)
         run(
-            Path(directory),
+            places,
             options,
+            rates=rates,
             out=None if out is None else Path(out),
             recount=recount,
             allow_empty_tail=allow_empty_tail,
@@ -199,11 +205,12 @@ def weigh(
             lock=lock,
             emit=emit,
         )
-        return [load_weights(file) for file in (find_datasets(Path(directory)) if out is None else [Path(out)])]
+        homes = [home for mixture in find_mixtures(places) for home in mixture]
+        return [load_weights(file) for file in (homes if out is None else [Path(out)])]
 
 
 def verify(
-    directory: Location,
+    directories: Location | Sequence[Location],
     *,
     quick: bool = False,
     weights: Location | None = None,
@@ -219,7 +226,12 @@ def verify(
         from exact_prep.pipeline import verify as run
 
         table = None if weights is None else Path(weights)
-        return run(Path(directory), quick=quick, workers=workers, weights=table, emit=emit)
+        return run(list_paths(directories), quick=quick, workers=workers, weights=table, emit=emit)
+
+
+def list_paths(locations: Location | Sequence[Location]) -> list[Path]:
+    """One path or several as a list."""
+    return [Path(name) for name in ([locations] if isinstance(locations, (str, PathLike)) else locations)]
 
 
 @contextmanager

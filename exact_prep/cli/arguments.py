@@ -26,6 +26,13 @@ def check_path(path: Path | None) -> Path | None:
     return path
 
 
+def check_paths(paths: list[Path]) -> list[Path]:
+    """The paths as they are; raises UsageError like `check_path`."""
+    for path in paths:
+        check_path(path)
+    return paths
+
+
 def check_inputs(inputs: list[str]) -> list[str]:
     """The inputs as they are; raises UsageError for an address that no store serves, before anything is loaded."""
     for name in inputs:
@@ -38,6 +45,12 @@ Dataset = Annotated[
     Path,
     typer.Argument(
         callback=check_path, metavar="DIR", help="A packed dataset, or a directory of several, one per row length."
+    ),
+]
+Datasets = Annotated[
+    list[Path],
+    typer.Argument(
+        callback=check_paths, metavar="DIR", help="Packed datasets, or directories of several, one per row length."
     ),
 ]
 Workers = Annotated[

@@ -6,21 +6,23 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Dataset, Quiet, Verbose, WeightsTable, Workers
+from exact_prep.cli.arguments import Datasets, Quiet, Verbose, WeightsTable, Workers
 
 HELP = """Check everything that can be checked from the bytes; a line per finding, exit code 1 if there is one.
 
-With --weights the table is checked too: that it was made for this dataset, and follows from its exposure.
+Datasets that were weighed as one mixture must hold the same table. With --weights that table is checked too: that it
+was made for these datasets, and follows from their exposure.
 
 Examples:
     exact-prep verify packed
     exact-prep verify packed --quick
+    exact-prep verify books code web
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def verify(
-    directory: Dataset,
+    directories: Datasets,
     quick: Annotated[bool, typer.Option("--quick", help="Sizes and structure alone; contents are not read.")] = False,
     weights: WeightsTable = None,
     workers: Workers = None,
@@ -33,9 +35,10 @@ def verify(
     with Display(verbose=verbose, quiet=quiet) as display:
         from exact_prep.pipeline import verify as run
 
-        findings = run(directory, quick=quick, workers=workers, weights=weights, emit=display)
+        findings = run(directories, quick=quick, workers=workers, weights=weights, emit=display)
     for finding in findings:
         typer.echo(finding)
     if findings:
         raise typer.Exit(1)
-    typer.echo(f"{directory}: {'sizes and structure are correct' if quick else 'everything is correct'}")
+    names = ", ".join(map(str, directories))
+    typer.echo(f"{names}: {'sizes and structure are correct' if quick else 'everything is correct'}")

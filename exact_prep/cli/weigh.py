@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from exact_prep.choices import MAX_WEIGHT, Normalize
-from exact_prep.cli.arguments import Dataset, NoLock, Quiet, Verbose, Workers, check_path
+from exact_prep.cli.arguments import Datasets, NoLock, Quiet, Verbose, Workers, check_path
+from exact_prep.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from exact_prep.records.weights import WeightsFile
 
 HELP = """Write EXACT weights into the shards: targets with a long effective context get a fixed extra supervision.
 
-In place, at the cost of writing the weights; another `weigh` with other parameters replaces them.
+In place, at the cost of writing the weights; another `weigh` with other parameters replaces them. Several datasets are
+one mixture: they get one table, made from what the trainer will read of each.
 
 Examples:
     exact-prep weigh packed
     exact-prep weigh packed --alpha 0.3 --tail-from 4096
     exact-prep weigh packed --window 4096
+    exact-prep weigh books code web --rates 0.2,0.3,0.5
     exact-prep weigh packed --alpha 0.3 -o alpha-0.3.json
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def weigh(
-    directory: Dataset,
+    directories: Datasets,
     alpha: Annotated[float, typer.Option(min=0, help="Extra supervision of the tail.")] = 0.15,
     gamma: Annotated[
         float, typer.Option(min=0, help="Exponent of the inverse bucket frequency; 0: a flat tail.")
@@ -58,6 +66,22 @@ def weigh(
     normalize: Annotated[
         Normalize, typer.Option(help="`mean`: divide all weights by their mean over supervised targets.")
     ] = "none",
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y,...",
+            help="Share of each dataset of a mixture in the tokens that the trainer reads, in their order.",
+            show_default="in proportion to the tokens of their rows",
+        ),
+    ] = None,
+    keep_mixture: Annotated[
+        bool,
+        typer.Option(
+            "--keep-mixture",
+            help="Divide the weights of each dataset by their mean: each keeps its share of supervision, at the price "
+            "of some extra supervision of the tail.",
+        ),
+    ] = False,
     eps: Annotated[
         float, typer.Option(help="Added to a bucket's share before it is inverted.", show_default="0.000001")
     ] = 1e-6,
@@ -99,13 +123,16 @@ def weigh(
         max_weight=max_weight,
         supervise_first=supervise_first,
         normalize=normalize,
+        keep_mixture=keep_mixture,
     )
+    shares = None if rates is None else parse_rates(rates)
     with display:
         from exact_prep.pipeline import weigh as run
 
         files = run(
-            directory,
+            directories,
             options,
+            rates=shares,
             out=out,
             recount=recount,
             allow_empty_tail=allow_empty_tail,
@@ -113,20 +140,45 @@ def weigh(
             lock=not no_lock,
             emit=display,
         )
-    from exact_prep.dataset import find_datasets
-    from exact_prep.weighing.files import load_table
+    from exact_prep.pipeline.weigh import find_mixtures
 
-    names = [out] if out else find_datasets(directory)
-    for name, file in zip(names, files, strict=True):
-        table = load_table(file)
-        window = f"a window of {table.options.window:,}, " if table.options.window else ""
-        typer.echo(
-            f"{name}: rows of {file.seq_len:,} tokens, {window}effective context of {table.tail_start:,} or more: "
-            f"{table.tail_share:.2%} of supervision before, {table.weighted_tail_share:.2%} after"
+    start = 0
+    for mixture in find_mixtures(directories):
+        typer.echo("\n".join(describe_weights(files[start], [out] if out else mixture)))
+        start += len(mixture)
+
+
+def parse_rates(text: str) -> list[float]:
+    """Rates from "0.5,0.3,0.2"; raises UsageError."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--rates {text}: numbers with commas between them, such as 0.5,0.3,0.2") from None
+
+
+def describe_weights(file: WeightsFile, places: Sequence[Path]) -> Iterator[str]:
+    """What was written, a line each: the table, its rounding, and what it makes of a mixture."""
+    from exact_prep.weighing.files import load_table, share_datasets
+
+    name, table = " + ".join(map(str, places)), load_table(file)
+    window = f"a window of {table.options.window:,}, " if table.options.window else ""
+    yield (
+        f"{name}: rows of {file.seq_len:,} tokens, {window}effective context of {table.tail_start:,} or more: "
+        f"{table.tail_share:.2%} of supervision before, {table.weighted_tail_share:.2%} after"
+    )
+    if file.rounding and table.extra:
+        stored, error = file.rounding.extra_float16, file.rounding.extra_relative_error
+        yield (
+            f"{name}: extra supervision {table.extra:.6g}, {stored:.6g} as stored in float16 (off by {abs(error):.2%})"
         )
-        if file.rounding and table.extra:
-            stored, error = file.rounding.extra_float16, file.rounding.extra_relative_error
-            typer.echo(
-                f"{name}: extra supervision {table.extra:.6g}, "
-                f"{stored:.6g} as stored in float16 (off by {abs(error):.2%})"
-            )
+    if len(file.datasets) == 1:
+        return
+    shares, extra = share_datasets(file)
+    names = [str(place) for place in places] if len(places) == len(shares) else [one.id for one in file.datasets]
+    for place, dataset, share in zip(names, file.datasets, shares, strict=True):
+        yield (
+            f"  {place}: {dataset.rate:.2%} of the tokens, {share.before:.2%} of supervision before, "
+            f"{share.after:.2%} after"
+        )
+    if table.options.keep_mixture:
+        yield f"  each dataset keeps its share; the tail's extra supervision is then {extra:.6g}"

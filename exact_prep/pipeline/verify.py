@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,12 +35,11 @@ from exact_prep.stages.lengths import sum_lengths
 from exact_prep.stages.verify import VerifyTask, verify_shards
 from exact_prep.stores.local import find_holder, identify_file
 from exact_prep.weighing.exposure import Exposure
-from exact_prep.weighing.files import compute_table, find_divisor
+from exact_prep.weighing.files import compute_table, find_divisor, identify
 from exact_prep.weighing.weights import float16_runs, plain_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from exact_prep.pipeline.events import Emit
     from exact_prep.records.manifest import Manifest
@@ -47,15 +47,22 @@ if TYPE_CHECKING:
 
 
 def verify(
-    directory: Path, *, quick: bool = False, workers: int | None = 1, weights: Path | None = None, emit: Emit = ignore
+    directories: Path | Sequence[Path],
+    *,
+    quick: bool = False,
+    workers: int | None = 1,
+    weights: Path | None = None,
+    emit: Emit = ignore,
 ) -> list[str]:
-    """Check every dataset of `directory`; returns findings, one sentence each, empty if nothing is wrong.
+    """Check every dataset of `directories`; returns findings, one sentence each, empty if nothing is wrong.
 
     `quick` looks at sizes and structure alone; `workers` None starts as many as the work is worth. `weights` is a table
     that should fit the dataset: it is checked too. Raises DatasetError if there is no dataset at all, WorkerError.
     """
     findings = []
-    for home in find_datasets(directory):
+    given = [directories] if isinstance(directories, Path) else directories
+    homes = [home for directory in given for home in find_datasets(directory)]
+    for home in homes:
         if holder := find_holder(home):
             raise StorageError(f"{home} is in use by {holder}; verify it when that has ended")
         before = identify_file(home / WEIGHTS)
@@ -65,8 +72,28 @@ def verify(
                 f"{home} was weighed while it was verified{f' by {holder}' if holder else ''}; verify it again"
             )
         findings += found
+    findings += check_mixtures(homes)
     emit(Finished())
     return findings
+
+
+def check_mixtures(homes: Sequence[Path]) -> Iterator[str]:
+    """Findings about datasets that were weighed as one mixture: all hold the same table."""
+    held: dict[str, tuple[Path, WeightsFile]] = {}
+    for home in homes:
+        # What cannot be read was said already.
+        with suppress(ExactPrepError):
+            held[open_dataset(home).manifest.tree_hash] = home, load_weights_file(home / WEIGHTS)
+    for id_, (home, file) in held.items():
+        for other in file.datasets:
+            if other.id == id_ or other.id not in held:
+                continue
+            there, theirs = held[other.id]
+            if identify(theirs) != identify(file):
+                yield (
+                    f"{home} was weighed in a mixture with {there}, which holds other weights now; weigh them together "
+                    "again"
+                )
 
 
 def verify_dataset(home: Path, *, quick: bool, workers: int | None, weights: Path | None, emit: Emit) -> list[str]:

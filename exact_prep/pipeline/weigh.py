@@ -1,4 +1,4 @@
-"""`weigh`: exposure of the whole corpus -> table -> weights.json -> `loss_weights` of every shard.
+"""`weigh`: exposure of the whole corpus, or of a mixture -> table -> weights.json -> `loss_weights` of every shard.
 
     weights.json says `incomplete` -> shards are overwritten, each leaves a record in .work -> tables/weights.parquet ->
     weights.json says `complete`
@@ -10,9 +10,11 @@ are checked before the first is touched.
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exact_prep.dataset import (
@@ -37,12 +39,12 @@ from exact_prep.records.weights import WeightsFile
 from exact_prep.stages.weigh import WeighedShard, WeighTask, recount_shard, weigh_shard
 from exact_prep.stores.local import digest, explained, load, make_directory, read_bytes, remove, save, write_atomically
 from exact_prep.weighing.exposure import Exposure
-from exact_prep.weighing.files import exact_weights
+from exact_prep.weighing.files import exact_weights, weight_runs
+from exact_prep.weighing.mixture import Part, find_rates, keep_shares, mix
 from exact_prep.weighing.weights import check_tail_from, float16_runs, resolve_options, weight_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from exact_prep.pipeline.events import Emit
     from exact_prep.records.options import WeightOptions
@@ -54,9 +56,9 @@ ROUNDING_TOLERANCE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One dataset and the table it will hold."""
+    """One table, and the datasets that will hold it: one, or those of a mixture."""
 
-    dataset: Dataset
+    datasets: tuple[Dataset, ...]
     table: WeightTable
     file: WeightsFile
     """weights.json while the job is incomplete."""
@@ -66,11 +68,17 @@ class Job:
         """Fingerprint of the table."""
         return fingerprint(self.file)
 
+    @property
+    def name(self) -> str:
+        """Its datasets, for messages."""
+        return " + ".join(str(dataset.path) for dataset in self.datasets)
+
 
 def weigh(
-    directory: Path,
+    directories: Path | Sequence[Path],
     options: WeightOptions,
     *,
+    rates: Sequence[float] | None = None,
     out: Path | None = None,
     recount: bool = False,
     allow_empty_tail: bool = False,
@@ -78,38 +86,77 @@ def weigh(
     lock: bool = True,
     emit: Emit = ignore,
 ) -> list[WeightsFile]:
-    """Write EXACT weights into every dataset of `directory`, or only the table into the file `out`.
+    """Write EXACT weights into every dataset of `directories`, or only the table into the file `out`.
 
-    Returns the weights.json of each. `recount` counts the exposure again from the shards; `workers` None starts as many
-    as the work is worth; `lock` False takes the datasets to be free. Raises WeightsError (also for a `tail_from` that
-    is not a bucket edge, and for an empty tail unless `allow_empty_tail`), DatasetError, StorageError, UsageError,
-    WorkerError; Interrupted, after which the same call continues.
+    Several directories are one mixture, read at `rates` (shares of the tokens that the trainer reads, normalised; in
+    proportion to the tokens of their rows if not given): one table for all, per row length. Returns the weights.json of
+    each dataset, in the order of `find_mixtures`. `recount` counts the exposure again from the shards; `workers` None
+    starts as many as the work is worth; `lock` False takes the datasets to be free. Raises WeightsError (also for a
+    `tail_from` that is not a bucket edge, and for an empty tail unless `allow_empty_tail`), DatasetError, StorageError,
+    UsageError, WorkerError; Interrupted, after which the same call continues.
     """
-    homes = find_datasets(directory)
+    given = [directories] if isinstance(directories, Path) else list(directories)
+    mixtures = find_mixtures(given)
+    check_rates(given, rates)
     if out is not None:
-        return [write_table(homes, options, out, recount, allow_empty_tail, workers, emit)]
-    with hold_all(directory, homes, lock=lock):
+        return [write_table(mixtures, options, rates, out, recount, allow_empty_tail, workers, emit)]
+    homes = [home for mixture in mixtures for home in mixture]
+    with hold_all([*given, *homes], lock=lock):
         emit(Phase(text="checking the shards"))
-        jobs = [plan_job(home, options, allow_empty_tail) for home in homes]
+        jobs = [plan_job(mixture, options, rates, allow_empty_tail) for mixture in mixtures]
         for job in jobs:
-            check_shards(job.dataset)
+            for dataset in job.datasets:
+                check_shards(dataset)
         if recount:
             for job in jobs:
-                with interruptible(lambda: f"stopped; nothing was written to {directory}"):
-                    recount_exposure(job.dataset, workers, emit)
+                with interruptible(lambda: "stopped; nothing was written"):
+                    recount_exposure(job, workers, emit)
         written = []
         for job in jobs:
-            with interruptible(lambda home=job.dataset.path: explain_stop(home)):
-                written.append(weigh_dataset(job, workers, emit))
+            emit_notes(job, emit)
+            for dataset in job.datasets:
+                with interruptible(lambda home=dataset.path: explain_stop(home)):
+                    written.append(weigh_dataset(dataset, job, workers, emit))
     emit(Finished())
     return written
 
 
+def find_mixtures(directories: Sequence[Path]) -> list[list[Path]]:
+    """The datasets that share a table: those of one row length, one of each directory; in the order of row lengths.
+
+    Raises UsageError if the directories do not hold the same row lengths, or one of them comes twice; DatasetError.
+    """
+    found = [find_datasets(directory) for directory in directories]
+    if len(found) == 1:
+        return [[home] for home in found[0]]
+    lengths = [[open_dataset(home).manifest.seq_len for home in homes] for homes in found]
+    if any(own != lengths[0] for own in lengths):
+        listed = "; ".join(
+            f"{directory}: {', '.join(f'{length:,}' for length in own)}"
+            for directory, own in zip(directories, lengths, strict=True)
+        )
+        raise UsageError(f"the datasets of a mixture have rows of the same lengths, and these differ ({listed})")
+    return [list(mixture) for mixture in zip(*found, strict=True)]
+
+
+def check_rates(directories: Sequence[Path], rates: Sequence[float] | None) -> None:
+    """Raise UsageError unless there is a rate above 0 for each directory of a mixture."""
+    if rates is None:
+        return
+    if len(rates) != len(directories):
+        raise UsageError(
+            f"--rates names {len(rates)} rates for {len(directories)} directories; give one for each, in their order"
+        )
+    for directory, rate in zip(directories, rates, strict=True):
+        if not (math.isfinite(rate) and rate > 0):
+            raise UsageError(f"--rates: {rate:g} for {directory}; a rate is above 0. Leave out what is not read")
+
+
 @contextmanager
-def hold_all(directory: Path, homes: Sequence[Path], *, lock: bool) -> Iterator[None]:
-    """Hold the directory and every dataset in it."""
+def hold_all(places: Sequence[Path], *, lock: bool) -> Iterator[None]:
+    """Hold every directory."""
     with ExitStack() as held:
-        for place in dict.fromkeys([directory, *homes]):
+        for place in dict.fromkeys(places):
             held.enter_context(hold(place, place / WORK, place / TABLES, lock=lock))
         yield
 
@@ -120,29 +167,71 @@ def explain_stop(home: Path) -> str:
     return f"stopped; {state} the same command, started again, finishes it"
 
 
-def plan_job(home: Path, options: WeightOptions, allow_empty_tail: bool) -> Job:
-    """What will be done for one dataset; raises WeightsError, DatasetError, StorageError."""
-    dataset = open_dataset(home)
-    manifest = dataset.manifest
+def plan_job(
+    homes: Sequence[Path], options: WeightOptions, rates: Sequence[float] | None, allow_empty_tail: bool
+) -> Job:
+    """What will be done for the datasets of one table; raises WeightsError, DatasetError, StorageError, UsageError."""
+    datasets = tuple(open_dataset(home) for home in homes)
     if options.tail_from is not None:
         check_tail_from(options.tail_from)
-    table = weight_table(Exposure.from_record(manifest.exposure), resolve_options(options, manifest.seq_len))
+    records = [describe(dataset.manifest) for dataset in datasets]
+    check_alike(datasets)
+    seq_len = datasets[0].manifest.seq_len
+    parts = [
+        Part(exposure=Exposure.from_record(record.exposure), tokens=record.rows * seq_len, rate=rate)
+        for record, rate in zip(records, rates or [None] * len(records), strict=True)
+    ]
+    table = weight_table(mix(parts), resolve_options(options, seq_len))
     if not table.in_tail.any() and not allow_empty_tail:
-        within = f" within the window of {options.window:,}" if options.window else ""
-        longest = min(manifest.longest_context, options.window or manifest.longest_context)
-        raise WeightsError(
-            f"{home}: no target has an effective context of {table.tail_start:,} or more (the longest has "
-            f"{longest:,}{within}), so there is nothing to weigh; lower --tail-from, pack longer documents, "
-            "or write weights of 1 with --allow-empty-tail"
-        )
-    float16_runs(table, manifest.seq_len)  # raises for a weight beyond float16
-    file = exact_weights(table, [describe(manifest)], manifest.seq_len, state="incomplete")
-    return Job(dataset=dataset, table=table, file=file)
+        raise WeightsError(explain_empty_tail(datasets, table))
+    divisors = keep_shares([part.exposure for part in parts], table) if options.keep_mixture else [1.0] * len(parts)
+    weighed = [
+        record.model_copy(update={"rate": rate, "divisor": divisor})
+        for record, rate, divisor in zip(records, find_rates(parts), divisors, strict=True)
+    ]
+    for divisor in divisors:
+        float16_runs(table, seq_len, divisor=divisor)  # raises for a weight beyond float16
+    file = exact_weights(table, weighed, seq_len, state="incomplete")
+    return Job(datasets=datasets, table=table, file=file)
+
+
+def check_alike(datasets: Sequence[Dataset]) -> None:
+    """Raise UsageError for datasets that cannot be one mixture: the same data twice, or several tokenizers."""
+    seen: dict[str, Dataset] = {}
+    for dataset in datasets:
+        twin = seen.setdefault(dataset.manifest.tree_hash, dataset)
+        if twin is not dataset:
+            raise UsageError(
+                f"{twin.path} and {dataset.path} hold the same rows (tree hash {dataset.manifest.tree_hash}); "
+                "name one of them, with a higher rate if it is to be read more often"
+            )
+    known: dict[str, Dataset] = {}
+    for dataset in datasets:
+        if sha256 := dataset.manifest.tokenizer.sha256:
+            known.setdefault(sha256, dataset)
+    if len(known) > 1:
+        listed = "; ".join(f"{one.path}: {one.manifest.tokenizer.name or sha256}" for sha256, one in known.items())
+        raise UsageError(f"the datasets of a mixture were packed with one tokenizer, and these differ ({listed})")
+
+
+def explain_empty_tail(datasets: Sequence[Dataset], table: WeightTable) -> str:
+    """Why there is nothing to weigh, and what can be done."""
+    window = table.options.window
+    within = f" within the window of {window:,}" if window else ""
+    longest = max(dataset.manifest.longest_context for dataset in datasets)
+    longest = min(longest, window or longest)
+    names = ", ".join(str(dataset.path) for dataset in datasets)
+    return (
+        f"{names}: no target has an effective context of {table.tail_start:,} or more (the longest has "
+        f"{longest:,}{within}), so there is nothing to weigh; lower --tail-from, pack longer documents, "
+        "or write weights of 1 with --allow-empty-tail"
+    )
 
 
 def write_table(
-    homes: Sequence[Path],
+    mixtures: Sequence[Sequence[Path]],
     options: WeightOptions,
+    rates: Sequence[float] | None,
     out: Path,
     recount: bool,
     allow_empty_tail: bool,
@@ -150,16 +239,16 @@ def write_table(
     emit: Emit,
 ) -> WeightsFile:
     """Write the table alone to the file `out`, and touch no dataset."""
-    if len(homes) > 1:
-        lengths = ", ".join(home.name for home in homes)
+    if len(mixtures) > 1:
+        lengths = ", ".join(mixture[0].name for mixture in mixtures)
         raise UsageError(
-            f"--out FILE holds one table, and {homes[0].parent} holds datasets of several row lengths ({lengths}); "
-            "name one of them"
+            f"--out FILE holds one table, and {mixtures[0][0].parent} holds datasets of several row lengths "
+            f"({lengths}); name one of them"
         )
     check_table_path(out)
-    job = plan_job(homes[0], options, allow_empty_tail)
+    job = plan_job(mixtures[0], options, rates, allow_empty_tail)
     if recount:
-        recount_exposure(job.dataset, workers, emit)
+        recount_exposure(job, workers, emit)
     emit_notes(job, emit)
     complete = seal(job.file.model_copy(update={"state": "complete"}))
     make_directory(out.parent)
@@ -190,11 +279,9 @@ def is_table(path: Path) -> bool:
     return is_sealed(data)
 
 
-def weigh_dataset(job: Job, workers: int | None, emit: Emit) -> WeightsFile:
-    """Weigh one dataset in place."""
-    dataset = job.dataset
+def weigh_dataset(dataset: Dataset, job: Job, workers: int | None, emit: Emit) -> WeightsFile:
+    """Weigh one dataset of a job in place."""
     home, manifest, shards = dataset.path, dataset.manifest, dataset.shards
-    emit_notes(job, emit)
     names = [shard.file for shard in shards]
     if manifest.loss_weights == "table":
         # Incomplete until state.json follows: killed in between, the dataset is half-weighed like any other.
@@ -203,7 +290,7 @@ def weigh_dataset(job: Job, workers: int | None, emit: Emit) -> WeightsFile:
         complete = seal(job.file.model_copy(update={"state": "complete"}))
         save(complete, home / WEIGHTS)
         return complete
-    edges, values = float16_runs(job.table, manifest.seq_len)
+    edges, values = weight_runs(job.file, manifest.tree_hash)
     done = find_weighed(home, job.identity)
     make_directory(home / WORK)
     save(seal(job.file), home / WEIGHTS)
@@ -222,14 +309,14 @@ def weigh_dataset(job: Job, workers: int | None, emit: Emit) -> WeightsFile:
     }
     for index, checksum in run.each(weigh_shard, tasks, name=lambda task: task.name, workers=workers):
         done[names[index]] = checksum
-    return finish(job, {name: done[name] for name in names})
+    return finish(dataset, job, {name: done[name] for name in names})
 
 
-def finish(job: Job, checksums: dict[str, str]) -> WeightsFile:
+def finish(dataset: Dataset, job: Job, checksums: dict[str, str]) -> WeightsFile:
     """Record that all shards are weighed."""
-    home, manifest = job.dataset.path, job.dataset.manifest
+    home, manifest = dataset.path, dataset.manifest
     table = encode_weights(checksums)
-    job.dataset.store.write(table_name("weights"), table)
+    dataset.store.write(table_name("weights"), table)
     complete = seal(job.file.model_copy(update={"state": "complete", "weights_xxh3": digest([table])}))
     write_atomically(home / STATE, make_state(list(checksums), manifest.tree_hash, job.identity))
     save(complete, home / WEIGHTS)
@@ -279,35 +366,40 @@ def check_shards(dataset: Dataset) -> None:
                 raise PermissionError(13, "Permission denied")
 
 
-def recount_exposure(dataset: Dataset, workers: int | None, emit: Emit) -> None:
-    """Count the exposure from the shards and compare it with the manifest's; raises DatasetError."""
-    home, shards = dataset.path, dataset.shards
-    run = TaskRun(f"recount {home}", [shard.bytes for shard in shards], emit=emit)
-    paths = {index: home / shard.file for index, shard in enumerate(shards)}
-    counted = Exposure()
-    for _, record in run.each(recount_shard, paths, name=str, workers=workers):
-        counted += Exposure.from_record(record)
-    if counted.to_record() != dataset.manifest.exposure:
-        raise DatasetError(f"{home}: the shards' exposure is not the manifest's; `exact-prep verify {home}` says where")
+def recount_exposure(job: Job, workers: int | None, emit: Emit) -> None:
+    """Count the exposure of each dataset from its shards and compare it with the manifest's; raises DatasetError."""
+    for dataset in job.datasets:
+        home, shards = dataset.path, dataset.shards
+        run = TaskRun(f"recount {home}", [shard.bytes for shard in shards], emit=emit)
+        paths = {index: home / shard.file for index, shard in enumerate(shards)}
+        counted = Exposure()
+        for _, record in run.each(recount_shard, paths, name=str, workers=workers):
+            counted += Exposure.from_record(record)
+        if counted.to_record() != dataset.manifest.exposure:
+            raise DatasetError(
+                f"{home}: the shards' exposure is not the manifest's; `exact-prep verify {home}` says where"
+            )
 
 
 def emit_notes(job: Job, emit: Emit) -> None:
     """Say what the user should know about a table."""
     table, options, rounding = job.table, job.table.options, job.file.rounding
-    home = job.dataset.path
+    if len(job.datasets) > 1 and (unknown := [one for one in job.datasets if not one.manifest.tokenizer.sha256]):
+        names = ", ".join(str(dataset.path) for dataset in unknown)
+        emit(Note(text=f"{names}: packed from ids, so nobody can check that all datasets have the same tokenizer"))
     if not table.in_tail.any():
-        emit(Note(text=f"{home}: no target is in the tail (from {table.tail_start:,}): all weights are 1"))
+        emit(Note(text=f"{job.name}: no target is in the tail (from {table.tail_start:,}): all weights are 1"))
     elif options.alpha - table.extra > 1e-9 * max(options.alpha, 1.0):
         emit(
             Note(
-                text=f"{home}: clipping took {options.alpha - table.extra:.4g} of the extra supervision "
+                text=f"{job.name}: clipping took {options.alpha - table.extra:.4g} of the extra supervision "
                 f"{options.alpha:g}"
             )
         )
     if rounding and table.extra and abs(rounding.extra_relative_error) > ROUNDING_TOLERANCE:
         emit(
             Note(
-                text=f"{home}: as float16 the extra supervision is {rounding.extra_float16:.4g} instead of "
+                text=f"{job.name}: as float16 the extra supervision is {rounding.extra_float16:.4g} instead of "
                 f"{table.extra:.4g} ({rounding.extra_relative_error:+.1%}); "
                 "choose a larger --alpha, or --normalize none"
             )

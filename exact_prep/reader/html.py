@@ -51,9 +51,6 @@ def measure_buckets(dataset: PackedDataset) -> tuple[np.ndarray, np.ndarray, np.
         counts = exposure.supervised()
         return counts, np.ones(counts.size), np.zeros(counts.size, bool)
     table = loaded.table
-    counts = exposure.within(table.options.window).supervised(supervise_first=loaded.supervise_first)
-    weights = np.full(counts.size, 1 / table.scale)
-    known = table.weights[: counts.size]
-    weights[: known.size] = known
+    counts = table.count(exposure)
     tail = (bucket_edges(counts.size)[:-1] >= table.tail_start) & (counts > 0)
-    return counts, weights / find_divisor(loaded.file, loaded.dataset_id), tail
+    return counts, table.by_bucket(counts.size) / find_divisor(loaded.file, loaded.dataset_id), tail

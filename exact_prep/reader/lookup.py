@@ -75,12 +75,8 @@ class LoadedWeights:
 
     def sum_weights(self, exposure: Exposure) -> float:
         """Sum of the weights of all supervised targets of a dataset, as rounded to float16."""
-        table = self.table
-        counts = exposure.within(table.options.window).supervised(supervise_first=self.supervise_first)
-        weights = np.full(counts.size, 1 / table.scale)
-        known = table.weights[: counts.size]
-        weights[: known.size] = known
-        weights = (weights / find_divisor(self.file, self.dataset_id)).astype(np.float16)
+        counts = self.table.count(exposure)
+        weights = (self.table.by_bucket(counts.size) / find_divisor(self.file, self.dataset_id)).astype(np.float16)
         return float(counts @ weights.astype(np.float64))
 
     def of_positions(self, positions: ArrayLike) -> np.ndarray:
@@ -120,8 +116,10 @@ def load_weights(path: str | PathLike[str]) -> LoadedWeights:
     finished.
     """
     path = Path(path)
+    own = ""
     if path.is_dir():
-        file, weights = path / WEIGHTS, open_dataset(path).weights()
+        dataset = open_dataset(path)
+        file, weights, own = path / WEIGHTS, dataset.weights(), dataset.manifest.tree_hash
     elif path.is_file():
         file, weights = path, load_weights_file(path)
     else:
@@ -135,4 +133,4 @@ def load_weights(path: str | PathLike[str]) -> LoadedWeights:
         )
     if weights.state != "complete":
         raise DatasetError(f"{file} is incomplete: weigh has not finished; run `exact-prep weigh {directory}` again")
-    return LoadedWeights(weights, weights.datasets[0].id if len(weights.datasets) == 1 else "")
+    return LoadedWeights(weights, own or (weights.datasets[0].id if len(weights.datasets) == 1 else ""))

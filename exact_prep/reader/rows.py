@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index as as_index
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -31,10 +32,10 @@ from exact_prep.weighing.weights import plain_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from os import PathLike
 
     from exact_prep.batches import Rows
     from exact_prep.choices import Align
+    from exact_prep.reader.mixture import MixedDataset
     from exact_prep.records.manifest import Manifest
 
 SHARDS_MAPPED = 256
@@ -268,22 +269,66 @@ class PackedDataset:
         return {**self.__dict__, "_mapped": {}}
 
 
+@overload
 def open(  # noqa: A001
     path: str | PathLike[str],
     *,
     weights: str | PathLike[str] | None = None,
     plain: bool = False,
     weights_from_elsewhere: bool = False,
-) -> PackedDataset:
-    """The packed dataset in the directory `path`, its weights included.
+) -> PackedDataset: ...
+@overload
+def open(  # noqa: A001
+    path: list[str | PathLike[str]] | list[str] | list[Path] | tuple[str | PathLike[str], ...],
+    *,
+    weights: str | PathLike[str] | None = None,
+    plain: bool = False,
+    weights_from_elsewhere: bool = False,
+    seed: int = 0,
+    rows: int | None = None,
+) -> MixedDataset: ...
+def open(  # noqa: A001
+    path: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    weights: str | PathLike[str] | None = None,
+    plain: bool = False,
+    weights_from_elsewhere: bool = False,
+    seed: int = 0,
+    rows: int | None = None,
+) -> PackedDataset | MixedDataset:
+    """The packed dataset in the directory `path`, its weights included; or a mixture of those in a list of directories.
 
     `weights` is a table that `weigh --out` wrote, used in place of the dataset's own weights; one that was made for
     other datasets is refused unless `weights_from_elsewhere`. `plain` gives every supervised target the weight 1: the
-    baseline, on the same rows. Only the manifest, weights.json and two tables are read until rows are. Raises
-    DatasetError, with the remedy, if there is no manifest, a shard is missing or has another size, the dataset is not
-    weighed or only in part, or weights belong to another dataset; UsageError for options that exclude each other.
+    baseline, on the same rows. Only the manifest, weights.json and two tables are read until rows are.
+
+    A list gives rows at the rates at which the datasets were weighed together, in an order that depends on `seed`
+    alone, until the first dataset has been served once. `rows` asks for that many instead: datasets then repeat, each
+    time in another order, and a UserWarning says how often.
+
+    Raises DatasetError, with the remedy, if there is no manifest, a shard is missing or has another size, the dataset
+    is not weighed or only in part, weights belong to another dataset, or datasets of a list hold different tables;
+    UsageError for options that exclude each other.
     """
-    path = Path(path)
+    if not isinstance(path, (str, PathLike)):
+        from exact_prep.reader.mixture import mix_datasets
+
+        if not path:
+            raise UsageError("open([]): name at least one dataset")
+        parts = [
+            open_one(Path(one), weights=weights, plain=plain, weights_from_elsewhere=weights_from_elsewhere)
+            for one in path
+        ]
+        return mix_datasets(parts, seed=seed, rows=rows)
+    if seed or rows is not None:
+        raise UsageError("seed= and rows= are for a list of datasets; one dataset has shuffle(seed) and select(rows)")
+    return open_one(Path(path), weights=weights, plain=plain, weights_from_elsewhere=weights_from_elsewhere)
+
+
+def open_one(
+    path: Path, *, weights: str | PathLike[str] | None, plain: bool, weights_from_elsewhere: bool
+) -> PackedDataset:
+    """One packed dataset, whole: see `open`."""
     if plain and weights is not None:
         raise UsageError("plain=True and weights= exclude each other; leave one out")
     if not (path / MANIFEST).is_file() and (several := find_datasets(path)):
@@ -306,9 +351,7 @@ def open(  # noqa: A001
     if weights is not None:
         loaded = load_table_for(weights, files, elsewhere=weights_from_elsewhere)
         return PackedDataset(files, loaded, rows, stored=False)
-    loaded = load_weights(path)
-    loaded = LoadedWeights(loaded.file, files.manifest.tree_hash)
-    return PackedDataset(files, loaded, rows, stored=files.manifest.loss_weights == "column")
+    return PackedDataset(files, load_weights(path), rows, stored=files.manifest.loss_weights == "column")
 
 
 def load_table_for(weights: str | PathLike[str], files: Dataset, *, elsewhere: bool = False) -> LoadedWeights:

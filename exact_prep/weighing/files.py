@@ -12,7 +12,7 @@ from exact_prep.records.weights import RoundingRecord, TableRecord, WeighedDatas
 from exact_prep.version import __version__
 from exact_prep.weighing.context import bucket_edges
 from exact_prep.weighing.exposure import Exposure
-from exact_prep.weighing.mixture import Part, mix
+from exact_prep.weighing.mixture import Part, PartShare, mix, share_supervision
 from exact_prep.weighing.weights import WeightTable, audit_rounding, float16_runs, plain_runs, weight_table
 
 if TYPE_CHECKING:
@@ -74,7 +74,12 @@ def compute_table(file: WeightsFile) -> WeightTable:
     if file.applied_from is not None:
         exposure = Exposure(counts=np.array(file.table.counts))
         return weight_table(exposure, file.options)
-    parts = [
+    return weight_table(mix(list_parts(file)), file.options)
+
+
+def list_parts(file: WeightsFile) -> list[Part]:
+    """The datasets of a weights.json as parts of a mixture."""
+    return [
         Part(
             exposure=Exposure.from_record(dataset.exposure),
             tokens=dataset.rows * file.seq_len,
@@ -82,7 +87,11 @@ def compute_table(file: WeightsFile) -> WeightTable:
         )
         for dataset in file.datasets
     ]
-    return weight_table(mix(parts), file.options)
+
+
+def share_datasets(file: WeightsFile) -> tuple[list[PartShare], float]:
+    """Each dataset's share of supervision, and the extra that the tail really gets: see `share_supervision`."""
+    return share_supervision(list_parts(file), load_table(file), [dataset.divisor for dataset in file.datasets])
 
 
 def load_table(file: WeightsFile) -> WeightTable:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exact_prep.errors import WeightsError
+from exact_prep.weighing.context import bucket_edges
 from exact_prep.weighing.exposure import Exposure
+from exact_prep.weighing.weights import share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +56,7 @@ def mix(parts: Sequence[Part]) -> Exposure:
 
 
 def normalize_rates(parts: Sequence[Part]) -> list[float] | None:
-    """The rates with sum 1; None if none is given. Raises WeightsError."""
+    """The rates with sum 1; None if none is given, or all are in proportion to the tokens. Raises WeightsError."""
     given = [part.rate for part in parts if part.rate is not None]
     if not given:
         return None
@@ -62,7 +64,21 @@ def normalize_rates(parts: Sequence[Part]) -> list[float] | None:
         raise WeightsError(f"{len(given)} rates for {len(parts)} datasets; give one for each, or none")
     if min(given) < 0 or not np.isfinite(sum(given)) or sum(given) == 0:
         raise WeightsError(f"rates {given} must be finite, not negative, and not all 0")
+    # A file holds the default rates too. They stand for the sum of counts, which floats would only approach.
+    if given == share_tokens(parts):
+        return None
     return [rate / sum(given) for rate in given]
+
+
+def share_tokens(parts: Sequence[Part]) -> list[float]:
+    """Each part's share of all tokens: its default rate."""
+    whole = sum(part.tokens for part in parts)
+    return [part.tokens / whole if whole else 1 / len(parts) for part in parts]
+
+
+def find_rates(parts: Sequence[Part]) -> list[float]:
+    """The rates as weights.json states them: normalised, and the default ones where none is given."""
+    return normalize_rates(parts) or share_tokens(parts)
 
 
 def keep_shares(exposures: Sequence[Exposure], table: WeightTable) -> list[float]:
@@ -72,9 +88,44 @@ def keep_shares(exposures: Sequence[Exposure], table: WeightTable) -> list[float
     """
     divisors = []
     for exposure in exposures:
-        options = table.options
-        counts = exposure.within(options.window).supervised(supervise_first=options.supervise_first)
-        weights = np.full(counts.size, 1 / table.scale)  # what `lut` gives to buckets beyond the table
-        weights[: table.weights.size] = table.weights[: counts.size]
+        counts = table.count(exposure)
+        weights = table.by_bucket(counts.size)
         divisors.append(float(counts @ weights / counts.sum()) if counts.sum() else 1.0)
     return divisors
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartShare:
+    """One dataset's part in what a mixture supervises."""
+
+    before: float
+    """Its share of the supervised targets that the trainer reads."""
+    after: float
+    """Its share of supervision under the weights."""
+
+
+def share_supervision(
+    parts: Sequence[Part], table: WeightTable, divisors: Sequence[float]
+) -> tuple[list[PartShare], float]:
+    """Each part's share of supervision before and after weighing, and the extra supervision that the tail really gets.
+
+    The extra is the mean weight of the tail's targets over the mean weight of the others, minus 1, targets counted at
+    the rates. With divisors of 1 and no clipping it is alpha; 0 where either side has no target.
+    """
+    rates = find_rates(parts)
+    before, after = [], []
+    tail, others = np.zeros(2), np.zeros(2)  # targets, supervision
+    for part, rate, divisor in zip(parts, rates, divisors, strict=True):
+        counts = table.count(part.exposure) * (rate / part.tokens if part.tokens else 0.0)
+        supervision = counts * table.by_bucket(counts.size) / divisor
+        before.append(counts.sum())
+        after.append(supervision.sum())
+        in_tail = bucket_edges(counts.size)[:-1] >= table.tail_start
+        tail += counts[in_tail].sum(), supervision[in_tail].sum()
+        others += counts[~in_tail].sum(), supervision[~in_tail].sum()
+    extra = float((tail[1] / tail[0]) / (others[1] / others[0]) - 1) if tail[0] and others[1] else 0.0
+    shares = [
+        PartShare(before=share(own, sum(before)), after=share(weighed, sum(after)))
+        for own, weighed in zip(before, after, strict=True)
+    ]
+    return shares, extra

@@ -61,6 +61,20 @@ class WeightTable:
         """Mean weight over supervised targets of the corpus; 1 for an empty one."""
         return share((self.counts * self.weights).sum(), self.counts.sum()) if self.counts.sum() else 1.0
 
+    def count(self, exposure: Exposure) -> np.ndarray:
+        """Supervised targets of an exposure per bucket, as these options count them; int64[B], float64 in a mixture."""
+        return exposure.within(self.options.window).supervised(supervise_first=self.options.supervise_first)
+
+    def by_bucket(self, buckets: int) -> np.ndarray:
+        """Weight of a supervised target in each of the first `buckets` buckets, float64[buckets].
+
+        Beyond the table, where its own corpus has no target, it is that of a target outside the tail.
+        """
+        weights = np.full(buckets, 1 / self.scale)
+        known = self.weights[:buckets]
+        weights[: known.size] = known
+        return weights
+
     def lut(self, seq_len: int, *, divisor: float = 1.0) -> np.ndarray:
         """Weights by position in the segment, float64[seq_len]: `w = lut[position_ids]`.
 
