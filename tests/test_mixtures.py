@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections import Counter
@@ -15,6 +16,7 @@ from exact_prep.errors import DatasetError, UsageError
 from exact_prep.pipeline import verify
 from exact_prep.reader.mixture import apportion
 from exact_prep.records.weights import WeightsFile
+from exact_prep.reports import load_facts
 
 SEQ_LEN = 64
 
@@ -125,6 +127,24 @@ def test_keep_mixture_keeps_each_dataset_s_share(homes):
     mixture = package.open(homes)
     for part, home in zip(mixture.parts, homes, strict=True):
         assert part.weight_per_row == pytest.approx(sum_targets(home, weighted=True) / count_rows(home))
+
+
+def test_the_report_shows_the_mixture(homes):
+    exact_prep("weigh", *homes, "--rates", "0.5,0.2,0.3", "--alpha", 2, "--keep-mixture")
+    (facts,) = json.loads(exact_prep("report", homes[1], "--json").stdout)
+    mixture = facts["weights"]["mixture"]
+    file = read_json(homes[1] / "weights.json")
+    assert [one["id"] for one in mixture["datasets"]] == [one["id"] for one in file["datasets"]]
+    assert [one["directory"] for one in mixture["datasets"]] == ["", str(homes[1]), ""]
+    assert [one["rate"] for one in mixture["datasets"]] == [0.5, 0.2, 0.3]
+    assert [one["divisor"] for one in mixture["datasets"]] == [one["divisor"] for one in file["datasets"]]
+    for one in mixture["datasets"]:
+        assert one["weighted_share"] == pytest.approx(one["share"], rel=1e-9)
+    shown = exact_prep("report", homes[1]).stdout
+    assert f"tree hash {file['datasets'][0]['id'][:8]}" in shown
+    assert f"each keeps its share; the tail's extra supervision is {mixture['extra']:.6g} of 2" in shown
+    exact_prep("weigh", homes[1])
+    assert load_facts(homes[1]).weights.mixture is None
 
 
 def test_a_table_of_a_mixture_beside_its_datasets(homes, tmp_path):

@@ -12,7 +12,7 @@ from exact_prep.records.manifest import DocumentCounts, TokenizerRecord, TokenLe
 from exact_prep.records.options import WeightOptions
 from exact_prep.weighing.context import bucket_edges
 from exact_prep.weighing.exposure import Exposure
-from exact_prep.weighing.files import find_divisor, load_table
+from exact_prep.weighing.files import find_divisor, load_table, share_datasets
 from exact_prep.weighing.weights import share
 
 if TYPE_CHECKING:
@@ -54,6 +54,33 @@ class SourceFacts(Record):
     """Its share of supervision after weighting; null before `weigh`."""
 
 
+class MixedDatasetFacts(Record):
+    """One dataset of a mixture."""
+
+    id: str
+    """Tree hash of a packed dataset, fingerprint of a measured one."""
+    directory: str
+    """Where it is, if it is the dataset of these facts; empty for the others, which are known by their id alone."""
+    rows: Count
+    rate: float
+    """Its share of the tokens that the trainer reads."""
+    share: float
+    """Its share of supervision before weighting."""
+    weighted_share: float
+    """And after."""
+    divisor: float
+    """What its weights are divided by to keep the mixture; 1 otherwise."""
+
+
+class MixtureFacts(Record):
+    """The datasets that were weighed together."""
+
+    datasets: tuple[MixedDatasetFacts, ...]
+    extra: float
+    """Mean weight of the tail's targets over the mean weight of the others, minus 1, targets counted at the rates: what
+    is left of the extra supervision when each dataset keeps its share."""
+
+
 class WeightFacts(Record):
     """What `weigh` did."""
 
@@ -70,6 +97,8 @@ class WeightFacts(Record):
     weighted_tail_share: float
     """And after."""
     max_relative_rounding_error: float
+    mixture: MixtureFacts | None
+    """Null for a dataset that was weighed alone."""
 
 
 class Facts(Record):
@@ -108,24 +137,16 @@ class Lens:
     def __init__(self, manifest: Manifest, weights: WeightsFile | None) -> None:
         """`weights` None, or plain, means that the dataset is not weighed."""
         self.exact = weights if weights and weights.kind == "exact" else None
-        self.options = self.exact.options if self.exact else None
         self.table = load_table(self.exact) if self.exact else None
         self.divisor = find_divisor(self.exact, manifest.tree_hash) if self.exact else 1.0
 
     def count(self, exposure: Exposure) -> np.ndarray:
         """Supervised targets per bucket, int64[B]."""
-        if self.options is None:
-            return exposure.supervised()
-        return exposure.within(self.options.window).supervised(supervise_first=self.options.supervise_first)
+        return self.table.count(exposure) if self.table else exposure.supervised()
 
     def weigh(self, buckets: int) -> np.ndarray:
         """Weight of a supervised target per bucket, float64[B]; 1 before `weigh`."""
-        if self.table is None:
-            return np.ones(buckets)
-        weights = np.full(buckets, 1 / self.table.scale)
-        known = self.table.weights[:buckets]
-        weights[: known.size] = known
-        return weights / self.divisor
+        return self.table.by_bucket(buckets) / self.divisor if self.table else np.ones(buckets)
 
     def find_tail(self, counts: np.ndarray) -> np.ndarray:
         """Which buckets are in the tail, bool[B]."""
@@ -163,13 +184,13 @@ def make_facts(
         supervised_targets=targets,
         mean_left_context_bucketed=share(middles, targets),
         tokenizer=manifest.tokenizer,
-        weights=make_weight_facts(lens, counts),
+        weights=make_weight_facts(lens, counts, directory, manifest.tree_hash),
         buckets=buckets,
         sources=make_sources(lens, sources),
     )
 
 
-def make_weight_facts(lens: Lens, counts: np.ndarray) -> WeightFacts | None:
+def make_weight_facts(lens: Lens, counts: np.ndarray, directory: str, tree_hash: str) -> WeightFacts | None:
     """What weights.json says of the whole; shares are those of this dataset."""
     file, table = lens.exact, lens.table
     if file is None or table is None or file.rounding is None:
@@ -184,6 +205,27 @@ def make_weight_facts(lens: Lens, counts: np.ndarray) -> WeightFacts | None:
         tail_share=share(counts[tail].sum(), counts.sum()),
         weighted_tail_share=share(supervision[tail].sum(), supervision.sum()),
         max_relative_rounding_error=file.rounding.max_relative_error,
+        mixture=make_mixture(file, directory, tree_hash) if len(file.datasets) > 1 else None,
+    )
+
+
+def make_mixture(file: WeightsFile, directory: str, tree_hash: str) -> MixtureFacts:
+    """The datasets of a mixture: how each one's share of supervision moves."""
+    shares, extra = share_datasets(file)
+    return MixtureFacts(
+        datasets=tuple(
+            MixedDatasetFacts(
+                id=dataset.id,
+                directory=directory if dataset.id == tree_hash else "",
+                rows=dataset.rows,
+                rate=dataset.rate,
+                share=own.before,
+                weighted_share=own.after,
+                divisor=dataset.divisor,
+            )
+            for dataset, own in zip(file.datasets, shares, strict=True)
+        ),
+        extra=extra,
     )
 
 

@@ -15,7 +15,7 @@ from exact_prep.records.manifest import describe_special_tokens
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from exact_prep.reports.facts import BucketFacts, Facts, WeightFacts
+    from exact_prep.reports.facts import BucketFacts, Facts, MixtureFacts, WeightFacts
 
 BAR_WIDTH = 28
 
@@ -32,6 +32,8 @@ def render(facts: Facts) -> RenderableType:
     parts: list[RenderableType] = [title, Text(describe_state(facts)), Text(), make_histogram(facts), Text()]
     if len(facts.sources) > 1:
         parts += [make_sources(facts), Text()]
+    if facts.weights and facts.weights.mixture:
+        parts += [make_mixture(facts.weights.mixture, facts.weights), Text()]
     return Group(*parts, make_figures(facts))
 
 
@@ -100,6 +102,26 @@ def make_sources(facts: Facts) -> Table:
     if len(ranked) > SOURCES:
         table.add_row(Text(f"and {len(ranked) - SOURCES} more, see --json", "dim"))
     return table
+
+
+def make_mixture(mixture: MixtureFacts, weights: WeightFacts) -> RenderableType:
+    """One line per dataset of a mixture: share of supervision before and after weighting."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("weighed together", overflow="fold")
+    for name in ("rows", "tokens read", "share", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in mixture.datasets:
+        table.add_row(
+            Text(one.directory or f"tree hash {one.id[:8]}..."),
+            f"{one.rows:,}",
+            f"{one.rate:.2%}",
+            f"{one.share:.2%}",
+            f"{one.weighted_share:.2%}",
+        )
+    if not weights.options.keep_mixture:
+        return table
+    kept = f"each keeps its share; the tail's extra supervision is {mixture.extra:.6g} of {weights.extra:.6g}"
+    return Group(table, Text(kept))
 
 
 def describe_extra(weights: WeightFacts) -> str:
