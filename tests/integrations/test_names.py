@@ -13,6 +13,8 @@ INTEGRATIONS = {
         "Collator",
         "Loader",
         "assert_documents_isolated",
+        "carried",
+        "carry",
         "denominator",
         "linear_weighted_cross_entropy",
         "weighted_cross_entropy",

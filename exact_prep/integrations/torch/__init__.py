@@ -3,6 +3,7 @@
     data.py        Collator and Loader: rows to batches of tensors, with workers, sharding and exact resume
     loss.py        weighted_cross_entropy, linear_weighted_cross_entropy (never makes the full logits), denominator
     head.py        computes the weighted loss at the output head of someone else's model (used by transformers.py)
+    carried.py     carry, carried: a weight inside its int64 label, for trainers that move labels but no other column
     isolation.py   assert_documents_isolated: packed documents must not see each other
 
 For map-style loading no wrapper is needed: `DataLoader(exact_prep.open(DIR), collate_fn=Collator(), ...)`.
@@ -13,6 +14,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("exact_prep.integrations.torch needs torch: pip install 'exact-prep[torch]'") from error
 
+from exact_prep.integrations.torch.carried import carried, carry
 from exact_prep.integrations.torch.data import BatchStream, Collator, Loader
 from exact_prep.integrations.torch.isolation import assert_documents_isolated
 from exact_prep.integrations.torch.loss import denominator, linear_weighted_cross_entropy, weighted_cross_entropy
@@ -22,6 +24,8 @@ __all__ = [
     "Collator",
     "Loader",
     "assert_documents_isolated",
+    "carried",
+    "carry",
     "denominator",
     "linear_weighted_cross_entropy",
     "weighted_cross_entropy",
