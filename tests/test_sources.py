@@ -108,7 +108,7 @@ def test_a_file_that_changed_is_refused(tmp_path: Path, name: str) -> None:
     tasks = inputs.plan_tasks()
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
-    with pytest.raises(SourceError, match=f"(?s){name} has changed.*start again"):
+    with pytest.raises(SourceError, match=f"(?s){name} has changed.*run the same command again"):
         read_all(inputs, tasks=tasks)
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(SourceError, match="has changed"):

@@ -2,7 +2,8 @@
 
     runs.py      the one protocol of all runs: hold, what is done, run the rest, report, stop
     events.py    what a run tells whoever watches it
-    plan.py      the plan of `pack` on disk
+    plan.py      the plan of `pack` on disk; tasks.py: its tasks, and which are finished
+    continuation.py  goes on with an incomplete run, also where its inputs changed
     pack.py      inputs -> shards -> datasets, through publish.py
     estimate.py  what `pack` will take, from a sample; whether the disk has room for it
     weigh.py     exposure -> weights

@@ -5,25 +5,26 @@ Killed anywhere, the same command continues: every step finds out from the disk 
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from typing import TYPE_CHECKING
 
 from exact_prep.choices import MAX_SOURCES
 from exact_prep.dataset import PLAN, SPOOL, TABLES, TOKENIZER, WORK
-from exact_prep.engines import count_cores, count_workers
-from exact_prep.errors import DatasetError, UsageError
+from exact_prep.engines import count_workers
+from exact_prep.errors import UsageError
+from exact_prep.pipeline.continuation import start_or_continue
 from exact_prep.pipeline.estimate import check_space, estimate_run
 from exact_prep.pipeline.events import Finished, Note, Phase, ignore
-from exact_prep.pipeline.plan import PackPlan, check_out, claim
+from exact_prep.pipeline.plan import PackPlan, check_out
 from exact_prep.pipeline.publish import publish_dataset
 from exact_prep.pipeline.rejections import check_rejected, find_surprises, parse_limit
-from exact_prep.pipeline.runs import TaskRun, hold, interruptible
+from exact_prep.pipeline.runs import TaskRun, check_free, hold, interruptible
+from exact_prep.pipeline.tasks import find_finished, make_task, measure_tasks, worker_bytes
 from exact_prep.records.tables import encode_inputs, encode_plan_tasks
 from exact_prep.records.work import Plan
 from exact_prep.sources import find_inputs
 from exact_prep.sources.labels import TOO_MANY
-from exact_prep.stages.pack import PackTask, pack_task
+from exact_prep.stages.pack import pack_task
 from exact_prep.stores import check_local
 from exact_prep.stores.local import digest, digest_file, explained, publish, remove, temporary_path
 from exact_prep.tokenization import choose, locate, make_tokenizer_files, resolve_special_tokens
@@ -38,14 +39,7 @@ if TYPE_CHECKING:
     from exact_prep.pipeline.events import Emit
     from exact_prep.records.manifest import Manifest
     from exact_prep.records.options import PackOptions
-    from exact_prep.records.work import Slice, TaskRecord
-    from exact_prep.sources import Inputs
-
-WORKER_BYTES = 128 << 20
-"""Input that is worth a worker of its own: it takes 1 to 2 CPU-seconds to start, in which 128 MB are packed."""
-
-SLOWNESS = 64
-"""How many times as long the reference takes to encode."""
+    from exact_prep.records.work import TaskRecord
 
 SHARD_BYTES = 1 << 30
 """A task begins a new shard when the one it writes holds this much, or more where the corpus is very large."""
@@ -91,16 +85,14 @@ def pack(
         check_out(out, overwrite=overwrite)
         for child in children:
             if child.is_dir():  # a `weigh` of this dataset alone holds only its own directory: refuse while it runs
-                with hold(child, *written_directories(child), lock=lock):
-                    pass
+                check_free(child, *written_directories(child), lock=lock)
         if "-" in inputs and stdin:
             emit(Phase(text="reading standard input"))
         spooled = spool(stdin, out / SPOOL) if "-" in inputs and stdin else None
         planned = prepare(inputs, options, out, spooled, emit)
         if space_check:
             check_space(planned)
-        if claim(planned, overwrite=overwrite, lock=lock):
-            emit(Note(text=f"continuing the incomplete run in {out}"))
+        planned = start_or_continue(planned, overwrite=overwrite, lock=lock, workers=workers, emit=emit)
         records = run_tasks(planned, workers, emit)
         check_rejected(planned, records, limit)
         emit(Phase(text="publishing"))
@@ -189,13 +181,14 @@ def prepare(names: Sequence[str], options: PackOptions, out: Path, stdin: Path |
     tokenizer = choose(options.tokenizer, sample, path=path, ids=as_ids)
     if tokenizer.fallback:
         emit(Note(text=f"encoding with {tokenizer.backend}, which is slower: {tokenizer.fallback}"))
-    tasks = inputs.plan_tasks()
+    tasks, task_bytes = inputs.plan_sized_tasks()
     sizes = measure_tasks(inputs, tasks)
     plan = Plan(
         tool_version=__version__,
         options=options,
         tokenizer=tokenizer,
         shard_bytes=choose_shard_bytes(sum(sizes), max(sizes, default=0)),
+        task_bytes=task_bytes,
         stdin_xxh3=digest_file(stdin) if stdin else None,
         inputs_xxh3=digest([encode_inputs(inputs.files, planned=True)]),
         tasks_xxh3=digest([encode_plan_tasks(tasks)]),
@@ -212,39 +205,6 @@ def choose_shard_bytes(input_bytes: int, largest_task: int) -> int:
     """
     most_expanded = BYTES_PER_TOKEN * EXPANSION * largest_task // 999
     return max(SHARD_BYTES, BYTES_PER_TOKEN * input_bytes // MOST_SHARDS, most_expanded)
-
-
-def find_finished(planned: PackPlan) -> dict[int, TaskRecord]:
-    """Records on disk whose shards, lists and histograms are there too."""
-    records = {}
-    for task in range(len(planned.tasks)):
-        if planned.work.size(planned.record_name(task)) is None:
-            continue
-        try:
-            record = planned.load_record(task)
-        except DatasetError:
-            continue
-        if is_whole(planned, task, record):
-            records[task] = record
-    return records
-
-
-def is_whole(planned: PackPlan, task: int, record: TaskRecord) -> bool:
-    """Whether a record is this plan's, and all that it speaks of is on disk."""
-    if record.task != task or set(record.packed) != set(planned.plan.options.packing.seq_lens):
-        return False
-    if record.documents.rejected and planned.work.size(planned.rejected_name(task)) is None:
-        return False
-    name = planned.lengths_name(task)
-    if planned.work.size(name) is None or digest([planned.work.read(name)]) != record.lengths_xxh3:
-        return False
-    for seq_len, counts in record.packed.items():
-        home = planned.home(seq_len)
-        for shard in counts.shards:
-            path = home / shard.file
-            if not path.is_file() or path.stat().st_size != shard.bytes:
-                return False
-    return True
 
 
 def run_tasks(planned: PackPlan, workers: int | None, emit: Emit) -> list[TaskRecord]:
@@ -276,13 +236,6 @@ def check_sources(labels: Iterable[str]) -> None:
         raise UsageError(TOO_MANY.format(where="in all tasks together"))
 
 
-def worker_bytes(planned: PackPlan) -> int:
-    """Bytes of input that are worth a worker; what comes from a hub has a size that is not known."""
-    if any(file.format == "hub" for file in planned.inputs.files):
-        return max(sum(measure_tasks(planned.inputs, planned.tasks)) // count_cores(), 1)
-    return WORKER_BYTES // (SLOWNESS if planned.plan.tokenizer.backend == "tokenizers" else 1)
-
-
 def run_within_limits(planned: PackPlan, run: TaskRun, done: dict[int, TaskRecord]) -> int:
     """Run tasks one after the other until the limits are reached; returns how many that took."""
     source = planned.plan.options.source
@@ -299,34 +252,3 @@ def run_within_limits(planned: PackPlan, run: TaskRun, done: dict[int, TaskRecor
         if (docs is not None and docs <= 0) or (tokens is not None and tokens <= 0):
             return index + 1
     return len(planned.tasks)
-
-
-def make_task(planned: PackPlan, index: int, options: PackOptions | None = None) -> PackTask:
-    """A task with its own files alone: a plan of a million files is not sent to every worker."""
-    inputs, slices = planned.inputs.only(planned.tasks[index])
-    options = options or planned.plan.options
-    return PackTask(
-        index=index,
-        inputs=inputs,
-        slices=slices,
-        key=planned.keys[index],
-        options=options,
-        tokenizer=planned.plan.tokenizer,
-        tokenizer_path=planned.tokenizer_path,
-        shard_bytes=planned.plan.shard_bytes,
-        work=planned.work.url,
-        homes={seq_len: str(planned.home(seq_len)) for seq_len in options.packing.seq_lens},
-    )
-
-
-def measure_tasks(inputs: Inputs, tasks: Sequence[Sequence[Slice]]) -> list[int]:
-    """Bytes of input that each task reads; row groups count as equal shares of their file."""
-    units: dict[int, int] = {}
-    for part in itertools.chain.from_iterable(tasks):
-        units[part.file] = max(units.get(part.file, 0), part.stop or 0)
-
-    def share(part: Slice) -> int:
-        size, whole = inputs.files[part.file].bytes, units[part.file]
-        return size * ((part.stop or whole) - part.start) // whole if whole else size
-
-    return [sum(map(share, task)) for task in tasks]

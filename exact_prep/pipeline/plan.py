@@ -1,8 +1,9 @@
-"""What a run of `pack` will do, on disk before it begins; and whether the run in its way is the same.
+"""What a run of `pack` will do, on disk before it begins.
 
 DIR/.work/plan.json           options, tokenizer; checksums of the two tables
-DIR/.work/inputs.parquet      the files of the corpus, as they were
-DIR/.work/tasks.parquet       which parts of them each task reads
+DIR/.work/inputs-*.parquet    the files of the corpus, as they were; named by checksum, so that replacing plan.json
+                              replaces all three at once
+DIR/.work/tasks-*.parquet     which parts of them each task reads
 DIR/.work/tokenizer/          the tokenizer's files
 DIR/.work/task-*.json         completion markers of tasks, written last; their lists and histograms beside them
 """
@@ -10,7 +11,7 @@ DIR/.work/task-*.json         completion markers of tasks, written last; their l
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,6 @@ from exact_prep.dataset import (
     list_children,
 )
 from exact_prep.errors import DatasetError, UsageError
-from exact_prep.pipeline.runs import find_differences
 from exact_prep.records import encode, parse
 from exact_prep.records.tables import decode_inputs, decode_plan_tasks, encode_inputs, encode_plan_tasks
 from exact_prep.records.work import Plan, TaskRecord
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 
     from exact_prep.records.work import Slice
     from exact_prep.sources import Inputs
-
-INPUTS, TASKS = "inputs.parquet", "tasks.parquet"
 
 OURS = {LOCK, HOLDER, WORK, SPOOL}
 """What a directory may hold that holds nothing: it is what a run leaves that was stopped as it began."""
@@ -127,30 +125,45 @@ def holds_dataset(directory: Path) -> bool:
         return any((home / MANIFEST).exists() for home in (directory, *list_children(directory)))
 
 
-def claim(planned: PackPlan, *, overwrite: bool, lock: bool = True) -> bool:
-    """Make `out` hold the work of a plan and nothing else; returns whether it continues an earlier run.
-
-    Raises UsageError if `out` holds an incomplete run of another plan.
-    """
-    out, work = planned.out, planned.out / WORK
-    if (work / PLAN).exists() and not (work / CLEARING).exists():
-        differences = differences_from(planned)
-        if not differences:
-            return True
-        # A run that has not finished a task has nothing to lose.
-        if not overwrite and any(work.glob("task-*.json")):
-            raise UsageError(
-                f"{out} holds an incomplete run of other options or inputs: {'; '.join(differences)}. "
-                "Use those again to continue it, or start again with --overwrite"
-            )
-    clear(out, lock=lock)
+def start(planned: PackPlan, *, lock: bool = True) -> None:
+    """Make `out` hold the work of a plan and nothing else."""
+    clear(planned.out, lock=lock)
     for name, data in planned.tokenizer_files.items():
         planned.work.write(f"{TOKENIZER}/{name}", data)
-    planned.work.write(INPUTS, encode_inputs(planned.inputs.files, planned=True))
-    planned.work.write(TASKS, encode_plan_tasks(planned.tasks))
+    save_plan(planned)
+    remove(planned.out / WORK / CLEARING)
+
+
+def save_plan(planned: PackPlan) -> None:
+    """Write a plan, in place of another if there is one: at no moment is there half a plan."""
+    tables = {
+        f"inputs-{planned.plan.inputs_xxh3}.parquet": encode_inputs(planned.inputs.files, planned=True),
+        f"tasks-{planned.plan.tasks_xxh3}.parquet": encode_plan_tasks(planned.tasks),
+    }
+    for name, data in tables.items():
+        planned.work.write(name, data)
     planned.work.write(PLAN, encode(planned.plan))
-    remove(work / CLEARING)
-    return False
+    for kind in ("inputs", "tasks"):
+        for path in planned.work.path.glob(f"{kind}-*.parquet"):
+            if path.name not in tables:
+                remove(path)
+
+
+def load_plan(planned: PackPlan) -> PackPlan | None:
+    """The plan in the way of `planned`, in its directory; None if there is none. Raises DatasetError, StorageError."""
+    work = planned.out / WORK
+    if not (work / PLAN).exists() or (work / CLEARING).exists():
+        return None
+    plan = parse(Plan, planned.work.read(PLAN), work / PLAN)
+    inputs, tasks = f"inputs-{plan.inputs_xxh3}.parquet", f"tasks-{plan.tasks_xxh3}.parquet"
+    return replace(
+        planned,
+        plan=plan,
+        inputs=replace(
+            planned.inputs, files=decode_inputs(_checked(planned, inputs, plan.inputs_xxh3), inputs, planned=True)
+        ),
+        tasks=decode_plan_tasks(_checked(planned, tasks, plan.tasks_xxh3), tasks),
+    )
 
 
 def clear(out: Path, *, lock: bool = True) -> None:
@@ -191,28 +204,6 @@ def owned_children(out: Path) -> set[str]:
             plan = parse(Plan, read_bytes(out / WORK / PLAN), out / WORK / PLAN)
             names |= {str(seq_len) for seq_len in plan.options.packing.seq_lens}
     return names
-
-
-def differences_from(planned: PackPlan) -> list[str]:
-    """In what the plan on disk differs from this one, in words; empty if it does not. At most five differences."""
-    work = planned.work
-    try:
-        before = parse(Plan, work.read(PLAN), planned.out / WORK / PLAN)
-        if before == planned.plan:
-            return []
-        inputs = decode_inputs(_checked(planned, INPUTS, before.inputs_xxh3), work.path / INPUTS, planned=True)
-        tasks = decode_plan_tasks(_checked(planned, TASKS, before.tasks_xxh3), work.path / TASKS)
-    except DatasetError:
-        return [f"{work.path / PLAN} is not a plan that this version reads"]
-    tables = {"inputs_xxh3", "tasks_xxh3"}
-    then = before.model_dump(mode="json", exclude=tables)
-    now = planned.plan.model_dump(mode="json", exclude=tables)
-    then["inputs"] = [file.model_dump(mode="json") for file in inputs]
-    now["inputs"] = [file.model_dump(mode="json") for file in planned.inputs.files]
-    found = find_differences(then, now)
-    if not found and tasks != planned.tasks:
-        found = [f"tasks: {len(tasks)} entries then, {len(planned.tasks)} now"]
-    return found or ["the plan"]
 
 
 def _checked(planned: PackPlan, name: str, checksum: str) -> bytes:

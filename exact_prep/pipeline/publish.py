@@ -198,6 +198,8 @@ def count_lines_before(planned: PackPlan, records: Sequence[TaskRecord]) -> dict
     before: dict[int, int] = {}
     lines = Counter[int]()
     for record in records:
+        if not planned.tasks[record.task]:
+            continue  # its files were removed while the run was incomplete
         first = planned.tasks[record.task][0]
         if FORMATS[planned.inputs.files[first.file].format].unit == "byte" and first.stop is not None:
             if first.start:
@@ -233,6 +235,7 @@ def make_manifest(
         seq_len=seq_len,
         packing=plan.options.packing.packing,
         loss_weights=plan.options.loss_weights,
+        continued=plan.continued,
         options=plan.options,
         tokenizer=plan.tokenizer.model_copy(update=compared),
         left_out=limit_reasons(planned.inputs.left_out),

@@ -37,6 +37,12 @@ def hold(directory: Path, *others: Path, lock: bool = True) -> Iterator[None]:
         yield
 
 
+def check_free(directory: Path, *others: Path, lock: bool = True) -> None:
+    """Raise StorageError if another run holds a directory; remove what dead attempts left, as `hold` does."""
+    with hold(directory, *others, lock=lock):
+        return
+
+
 @contextmanager
 def interruptible(explain: Callable[[], str]) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into one sentence that says what is kept and how to go on."""

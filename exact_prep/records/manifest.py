@@ -141,6 +141,9 @@ class Manifest(Record):
     """`column`: shards hold the weights. `table`: they do not, readers compute them from weights.json."""
     masked: bool = False
     """Whether some targets carry no loss (column `masked_runs`)."""
+    continued: bool = False
+    """Whether inputs changed while the run was incomplete, so that a fresh run would make other tasks or shards: the
+    bytes are then not those of a fresh run."""
     options: PackOptions
     tokenizer: TokenizerRecord
     left_out: dict[str, Count] = {}

@@ -95,6 +95,8 @@ class TaskRecord(Record):
 
     task: Count
     documents: DocumentCounts
+    content_xxh3: Digest
+    """xxh3-128 of the documents that the task read: tells whether a file that was touched still holds them."""
     text_bytes: Count
     parity_texts: Count
     parity_bytes: Count
@@ -107,7 +109,7 @@ class TaskRecord(Record):
 
 
 class Plan(Record):
-    """What a run will do; a run that finds another plan in its way refuses. Inputs and tasks are tables beside it."""
+    """What a run will do. Inputs and tasks are tables beside it."""
 
     format_version: FormatVersion = FORMAT_VERSION
     tool_version: str
@@ -115,7 +117,11 @@ class Plan(Record):
     tokenizer: TokenizerRecord
     shard_bytes: Count
     """A task begins a new shard when the one it writes holds this much."""
+    task_bytes: Count
+    """Bytes of input of a task, about: a run that goes on keeps it, however its inputs grow."""
+    continued: bool = False
+    """Whether a fresh run would be planned in other tasks or shards, because inputs changed while this one ran."""
     stdin_xxh3: Digest | None = None
-    """Of standard input, if it was read: a restart must be given the same."""
+    """Of standard input, if it was read."""
     inputs_xxh3: Digest
     tasks_xxh3: Digest

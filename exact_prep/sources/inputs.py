@@ -39,9 +39,29 @@ class Inputs:
         its files can be cut. Raises UsageError if `task_bytes` would make too many tasks, StorageError, and
         SourceError if a file has changed.
         """
+        return self.plan_sized_tasks()[0]
+
+    def plan_sized_tasks(self) -> tuple[tuple[tuple[Slice, ...], ...], int]:
+        """The tasks of `plan_tasks`, and how many bytes of input a task has, about."""
         from exact_prep.sources.slices import plan_tasks
 
-        return plan_tasks([self.part(Slice(file=index)) for index in range(len(self.files))])
+        return plan_tasks(self._parts())
+
+    def continue_tasks(
+        self, files: Sequence[InputFile], tasks: Sequence[Sequence[Slice]], size: int
+    ) -> tuple[tuple[Slice, ...], ...]:
+        """The tasks of these inputs where a run was begun with `files` in `tasks` of `size` bytes.
+
+        Every byte of every file is in exactly one. A task keeps its number, and its slices as far as their files are
+        what they were: see `sources.continuation`. Raises like `plan_tasks`.
+        """
+        from exact_prep.sources.continuation import continue_tasks
+
+        return continue_tasks(files, tasks, self._parts(), size)
+
+    def _parts(self) -> list[Part]:
+        """The files, each whole."""
+        return [self.part(Slice(file=index)) for index in range(len(self.files))]
 
     def read(self, slices: Sequence[Slice], places: RecordPlaces | None = None) -> Iterator[TextBatch]:
         """The documents of one task in order, in batches of about 4 MiB; see TextBatch. `places` learns where they are.
@@ -72,12 +92,12 @@ class Inputs:
         """
         from exact_prep.sources.samples import sample_texts
 
-        return sample_texts([self.part(Slice(file=index)) for index in range(len(self.files))], budget)
+        return sample_texts(self._parts(), budget)
 
     def only(self, slices: Sequence[Slice]) -> tuple[Inputs, tuple[Slice, ...]]:
         """The files of one task alone, and its slices numbered to match: a worker is not sent a million files."""
-        first = min(one.file for one in slices)
-        last = max(one.file for one in slices)
+        first = min((one.file for one in slices), default=0)
+        last = max((one.file for one in slices), default=-1)
         renumbered = tuple(one.model_copy(update={"file": one.file - first}) for one in slices)
         return replace(self, files=self.files[first : last + 1], left_out={}, warnings=()), renumbered
 

@@ -41,13 +41,13 @@ class TooMany(Exception):
     """The plan would have too many tasks."""
 
 
-def plan_tasks(parts: Sequence[Part]) -> tuple[tuple[Slice, ...], ...]:
-    """The slices that each task reads; `parts` are the files, whole. See `Inputs.plan_tasks`."""
+def plan_tasks(parts: Sequence[Part]) -> tuple[tuple[tuple[Slice, ...], ...], int]:
+    """The slices that each task reads, and the bytes of a task; `parts` are whole files. See `Inputs.plan_tasks`."""
     weights = [weigh(part) for part in parts]
     total = sum(weights)
     if given := parts[0].options.task_bytes:
         try:
-            return group_slices(parts, weights, given, MOST_TASKS)
+            return group_slices(parts, weights, given, MOST_TASKS), given
         except TooMany:
             works = math.ceil(total / (MOST_TASKS // 4))
             raise UsageError(
@@ -57,11 +57,11 @@ def plan_tasks(parts: Sequence[Part]) -> tuple[tuple[Slice, ...], ...]:
     largest = max(LARGEST_TASK, math.ceil(total / (MOST_FAIR_TASKS // 2)))
     size = min(max(math.ceil(total / TASKS), SMALLEST_TASK), largest)
     try:
-        return group_slices(parts, weights, size, MOST_FAIR_TASKS)
+        return group_slices(parts, weights, size, MOST_FAIR_TASKS), size
     except TooMany:
         # Three tasks per `size` bytes are possible: files just over `size` are cut in two, and a small file that
         # comes between two of them is a task of its own. With twice the size there are at most 11,250.
-        return group_slices(parts, weights, 2 * size, None)
+        return group_slices(parts, weights, 2 * size, None), 2 * size
 
 
 def group_slices(

@@ -359,7 +359,7 @@ def check_unchanged(file: InputFile, path: Path) -> None:
     if status.st_size != file.bytes or (file.modified_ns and status.st_mtime_ns != file.modified_ns):
         raise SourceError(
             f"{path} has changed since the run was planned ({file.bytes} bytes then, {status.st_size} now);\n"
-            "start again when nothing writes to it any more"
+            "run the same command again when nothing writes to it any more"
         )
 
 

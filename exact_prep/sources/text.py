@@ -140,7 +140,7 @@ def decode_pieces(part: Part, pieces: list[Piece], consumed: int, bad: dict[int,
             except UnicodeDecodeError as error:
                 if bad is not None:
                     raise SourceError(
-                        f"{part.name} changed while it was read; start again when nothing writes to it"
+                        f"{part.name} changed while it was read; run the same command again when nothing writes to it"
                     ) from error
                 fault = explain_fault(piece, error)
         if fault is not None:

@@ -25,6 +25,7 @@ from exact_prep.records import encode
 from exact_prep.records.work import PackedCounts, ShardRecord, SourceCounts, TaskRecord
 from exact_prep.shards import ShardWriter
 from exact_prep.sources import RecordPlaces, SourceLabels
+from exact_prep.stages.content import ContentHash, hashed
 from exact_prep.stages.documents import Documents, RejectedList
 from exact_prep.stages.lengths import LengthHistogram
 from exact_prep.stages.limits import within_limits
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from exact_prep.records.options import PackOptions
     from exact_prep.records.work import Slice
     from exact_prep.sources import Inputs
+    from exact_prep.stores import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class PackTask:
     @property
     def name(self) -> str:
         """The task as a person would find it."""
+        if not self.slices:
+            return f"task {self.index} (its files were removed)"
         first, last = self.inputs.files[0].path, self.inputs.files[-1].path
         return f"task {self.index} ({first if first == last else f'{first} ... {last}'})"
 
@@ -103,7 +107,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     """
     source, work = task.options.source, open_store(task.work)
     places = RecordPlaces(task.inputs, task.slices)
-    clear_task(task)
+    discard_task(task.index, task.key, work, [open_store(url) for url in task.homes.values()])
     tokenizer = Tokenizer(
         task.tokenizer_path,
         task.tokenizer,
@@ -117,7 +121,9 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         labels, lengths = SourceLabels(), LengthHistogram()
         documents = Documents(rejected, places)
         parts = [stack.enter_context(Part(task, seq_len, labels)) for seq_len in task.options.packing.seq_lens]
-        for texts, batches in within_limits(ahead(task.inputs.read(task.slices, places)), tokenizer.encode, source):
+        content = ContentHash()
+        coming = ahead(hashed(task.inputs.read(task.slices, places), content))
+        for texts, batches in within_limits(coming, tokenizer.encode, source):
             documents.read(texts)
             labels.add(texts)
             for tokens in batches:
@@ -135,6 +141,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     record = TaskRecord(
         task=task.index,
         documents=documents.counts(),
+        content_xxh3=content.hexdigest(),
         text_bytes=documents.text_bytes,
         parity_texts=tokenizer.parity_texts,
         parity_bytes=tokenizer.parity_bytes,
@@ -146,17 +153,16 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     return record.labels
 
 
-def clear_task(task: PackTask) -> None:
+def discard_task(index: int, key: str, work: Store, homes: Iterable[Store]) -> None:
     """Remove what an earlier attempt left: the record first, then shards from the last to the first."""
-    work = open_store(task.work)
     for name in (record_name, rejected_name, lengths_name):
-        work.remove(name(task.index, task.key))
-    for url in task.homes.values():
-        home, count = open_store(url), 0
-        while home.size(shard_name(task.index, count)) is not None:
+        work.remove(name(index, key))
+    for home in homes:
+        count = 0
+        while home.size(shard_name(index, count)) is not None:
             count += 1
         for part in reversed(range(count)):
-            home.remove(shard_name(task.index, part))
+            home.remove(shard_name(index, part))
 
 
 class Part:
