@@ -347,12 +347,24 @@ def test_edges_of_a_large_file_stay_where_they_were(large, change, redone, token
     assert verify(out) == []
 
 
-def test_a_large_file_that_is_small_now_leaves_empty_tasks(large, tokenizer_file):
+def test_a_large_file_that_lost_its_end_leaves_empty_tasks(large, tokenizer_file):
+    path, out, size = large
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
+    pack_here([path.parent], out, tokenizer_file, source={"task_bytes": size})
+    packed = [row["packed"] for row in read_table(out, "tasks")]
+    assert (sum(packed), packed[2:]) == (10, [0, 0, 0, 0])
+    assert count_documents(out) == count_texts(path.parent, tokenizer_file)
+    assert verify(out) == []
+
+
+def test_where_nothing_is_kept_the_run_starts_anew(large, tokenizer_file):
     path, out, size = large
     write_jsonl(path, ["only this"])
-    pack_here([path.parent], out, tokenizer_file, source={"task_bytes": size})
-    assert [row["packed"] for row in read_table(out, "tasks")] == [1, 0, 0, 0, 0, 0]
-    assert verify(out) == []
+    watch = Watch()
+    pack_here([path.parent], out, tokenizer_file, source={"task_bytes": size}, emit=watch)
+    assert any("no finished task would read the same documents; input files: 1 changed" in one for one in watch.notes)
+    assert [row["packed"] for row in read_table(out, "tasks")] == [1]
+    assert not read_json(out / "manifest.json")["continued"]
 
 
 def test_rejected_lines_of_pieces_keep_their_places(large, tokenizer_file):

@@ -75,7 +75,8 @@ def cut_again(part: Part, before: InputFile, slices: Sequence[Slice], size: int)
         return [one.model_copy(update={"file": part.slice.file}) for one in slices]
     if FORMATS[file.format].unit != "byte":
         return make_slices(part, cut(part, size))
-    if file.bytes <= GROWTH * size or count_pieces(part, size) == 1:
+    was_whole = all(one.stop is None for one in slices)
+    if (was_whole and file.bytes <= GROWTH * size) or count_pieces(part, size) == 1:
         return [part.slice]
     # Edges stay where they were: what comes before a line that was fixed is not read again.
     edges = [one.start for one in slices if one.start < file.bytes] or [0]

@@ -31,9 +31,7 @@ def carry(labels: Tensor, weights: Tensor) -> Tensor:
         )
     half = weights.to(torch.float16)
     if not torch.equal(half.to(weights.dtype).nan_to_num(-1.0), weights.nan_to_num(-1.0)):
-        raise UsageError(
-            "some weights are no float16 values and would be rounded; carry weights as they are stored"
-        )
+        raise UsageError("some weights are no float16 values and would be rounded; carry weights as they are stored")
     ignored = labels == IGNORED
     if bool(((labels >> WEIGHT != 0) & ~ignored).any()):
         raise UsageError(f"some labels are neither {IGNORED} nor in [0, 2**32); are they carried already?")
