@@ -440,7 +440,7 @@ def test_help_is_quick_and_imports_nothing_slow():
     assert own < max(0.3, 1.5 * empty), pairs
 
 
-COMMANDS = ("pack", "weigh", "report", "verify", "export", "demo", "validate")
+COMMANDS = ("pack", "weigh", "report", "verify", "export", "config", "demo", "validate")
 
 
 def show_help(*command: str, columns: int = 80) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from exact_prep.cli.config import config
 from exact_prep.cli.demo import demo
 from exact_prep.cli.export import export
 from exact_prep.cli.help import Command, Group
@@ -62,7 +63,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (pack, weigh, report, verify, export, demo, validate):
+for command in (pack, weigh, report, verify, export, config, demo, validate):
     app.command(cls=Command, help=sys.modules[command.__module__].HELP)(stoppable(command))
 
 

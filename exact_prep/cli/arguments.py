@@ -17,6 +17,12 @@ def unescape(text: str) -> str:
     return re.sub(r"\\([ntr0\\])", lambda found: ESCAPES[found[1]], text)
 
 
+def escape(text: str) -> str:
+    """Text that `unescape` gives back."""
+    names = {char: name for name, char in ESCAPES.items()}
+    return "".join(f"\\{names[char]}" if char in names else char for char in text)
+
+
 def check_path(path: Path | None) -> Path | None:
     """The path as it is; raises UsageError for an address such as s3://, before a directory of that name is made."""
     from exact_prep.stores import check_local
@@ -71,6 +77,16 @@ NoLock = Annotated[
         rich_help_panel="Run",
     ),
 ]
+Config = Annotated[
+    Optional[Path],  # noqa: UP045 - Typer reads it at run time
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Options by their long names from this TOML file; the command line wins. See `exact-prep config`.",
+        rich_help_panel="Run",
+    ),
+]
+"""Read before the options are parsed: see `config_file`."""
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Add a line for each task as it ends.", rich_help_panel="Run")
 ]

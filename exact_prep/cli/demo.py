@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Overwrite, Quiet, Verbose, check_path
+from exact_prep.cli.arguments import Config, Overwrite, Quiet, Verbose, check_path
 
 if TYPE_CHECKING:
     from exact_prep.records.options import PackOptions
@@ -27,6 +27,7 @@ def demo(
         Path, typer.Option("--out", "-o", metavar="DIR", callback=check_path, help="Where the dataset goes.")
     ] = Path("exact-demo"),
     overwrite: Overwrite = False,
+    config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from exact_prep.choices import Align, ExportFormat
-from exact_prep.cli.arguments import FromElsewhere, NoLock, Overwrite, Quiet, Verbose, WeightsTable, check_path
+from exact_prep.cli.arguments import Config, FromElsewhere, NoLock, Overwrite, Quiet, Verbose, WeightsTable, check_path
 
 HELP = """Write a weighed dataset as another trainer's files; export.json says what they hold.
 
@@ -44,6 +44,7 @@ def export(
     weights_from_elsewhere: FromElsewhere = False,
     overwrite: Overwrite = False,
     no_lock: NoLock = False,
+    config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:

@@ -11,6 +11,8 @@ from typing import Any, get_args
 
 from typer.core import TyperCommand, TyperGroup
 
+from exact_prep.cli.config_file import add_options
+
 TERM_WIDTH = 24
 """Columns of an option's names and value; longer ones have a line of their own."""
 
@@ -25,6 +27,11 @@ PLACEHOLDERS = {"integer": "N", "int": "N", "float": "X", "path": "PATH"}
 
 class Command(TyperCommand):
     """A command whose help has arguments, options by panel, and examples."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse a command line, after the options of its `--config`."""
+        commands = sorted(ctx.parent.command.commands) if ctx.parent else []
+        return super().parse_args(ctx, add_options(self, ctx, args, commands))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""

@@ -18,7 +18,17 @@ from exact_prep.choices import (
     Packing,
     SpecialTokens,
 )
-from exact_prep.cli.arguments import NoLock, Overwrite, Quiet, Verbose, Workers, check_inputs, check_path, unescape
+from exact_prep.cli.arguments import (
+    Config,
+    NoLock,
+    Overwrite,
+    Quiet,
+    Verbose,
+    Workers,
+    check_inputs,
+    check_path,
+    unescape,
+)
 from exact_prep.errors import UsageError
 
 SOURCE, TOKENS, ROWS, RUN = "Documents", "Tokens", "Rows", "Run"
@@ -233,6 +243,7 @@ def pack(
     workers: Workers = None,
     overwrite: Overwrite = False,
     no_lock: NoLock = False,
+    config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:

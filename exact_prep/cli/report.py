@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Dataset, FromElsewhere, WeightsTable
+from exact_prep.cli.arguments import Config, Dataset, FromElsewhere, WeightsTable
 
 HELP = """Show where supervision goes: targets and weights by effective context, before and after weighing.
 
@@ -25,6 +25,7 @@ def report(
     ] = False,
     weights: WeightsTable = None,
     weights_from_elsewhere: FromElsewhere = False,
+    config: Config = None,
 ) -> None:
     """Run `exact-prep report`; see HELP."""
     from exact_prep.dataset import find_datasets

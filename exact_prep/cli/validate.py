@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from exact_prep.cli.arguments import FromElsewhere, Quiet, Verbose, WeightsTable, Workers, check_path
+from exact_prep.cli.arguments import Config, FromElsewhere, Quiet, Verbose, WeightsTable, Workers, check_path
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def validate(
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
     workers: Workers = None,
+    config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:

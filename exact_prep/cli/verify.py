@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Datasets, Quiet, Verbose, WeightsTable, Workers
+from exact_prep.cli.arguments import Config, Datasets, Quiet, Verbose, WeightsTable, Workers
 
 HELP = """Check everything that can be checked from the bytes; a line per finding, exit code 1 if there is one.
 
@@ -26,6 +26,7 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Sizes and structure alone; contents are not read.")] = False,
     weights: WeightsTable = None,
     workers: Workers = None,
+    config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exact_prep.choices import MAX_WEIGHT, Normalize
-from exact_prep.cli.arguments import Datasets, NoLock, Quiet, Verbose, Workers, check_path
+from exact_prep.cli.arguments import Config, Datasets, NoLock, Quiet, Verbose, Workers, check_path
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def weigh(
     ] = None,
     workers: Workers = None,
     no_lock: NoLock = False,
+    config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
