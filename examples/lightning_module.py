@@ -10,10 +10,9 @@ import sys
 import lightning
 import torch
 from tiny_model import TinyDecoder
-from torch.utils.data import DataLoader
 
 import exact_prep
-from exact_prep.integrations.torch import Collator, weighted_cross_entropy
+from exact_prep.integrations.torch import BatchPolicy, Loader, weighted_cross_entropy
 
 
 class Weighted(lightning.LightningModule):
@@ -37,7 +36,8 @@ def main(directory: str, steps: int = 3) -> None:
     lightning.seed_everything(0)
     dataset = exact_prep.open(directory)
     model = TinyDecoder(dataset.manifest.tokenizer.vocab_size, dataset.seq_len)
-    loader = DataLoader(dataset.shuffle(0), batch_size=2, collate_fn=Collator())
+    # The loader's state is in Lightning's checkpoints; a resumed run continues with the next batch.
+    loader = Loader(dataset, BatchPolicy(batch_size=2, seed=0))
     trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(Weighted(model, dataset.weight_per_row), loader)
     print(f"step {steps - 1}: loss {trainer.callback_metrics['loss']:.4f}")

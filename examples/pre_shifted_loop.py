@@ -12,7 +12,7 @@ from tiny_model import TinyDecoder
 from torch.nn.functional import cross_entropy
 
 import exact_prep
-from exact_prep.integrations.torch import Collator, Loader
+from exact_prep.integrations.torch import BatchPolicy, Collator, Loader
 
 
 def main(directory: str, steps: int = 3) -> None:
@@ -20,7 +20,7 @@ def main(directory: str, steps: int = 3) -> None:
     dataset = exact_prep.open(directory)
     model = TinyDecoder(dataset.manifest.tokenizer.vocab_size, dataset.seq_len)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    loader = Loader(dataset, batch_size=2, seed=0, collate=Collator(align="prediction"))
+    loader = Loader(dataset, BatchPolicy(batch_size=2, seed=0), collate=Collator(align="prediction"))
     for step, batch in enumerate(itertools.islice(loader, steps)):
         logits = model(batch["input_ids"], batch["position_ids"])
         losses = cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), reduction="none")

@@ -7,7 +7,13 @@ import torch
 from tiny_model import TinyDecoder
 
 import exact_prep
-from exact_prep.integrations.torch import Loader, assert_documents_isolated, denominator, linear_weighted_cross_entropy
+from exact_prep.integrations.torch import (
+    BatchPolicy,
+    Loader,
+    assert_documents_isolated,
+    denominator,
+    linear_weighted_cross_entropy,
+)
 
 MICROBATCHES = 2
 
@@ -17,7 +23,7 @@ def main(directory: str, steps: int = 3) -> None:
     dataset = exact_prep.open(directory)
     model = TinyDecoder(dataset.manifest.tokenizer.vocab_size, dataset.seq_len)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batches = iter(Loader(dataset, batch_size=2, seed=0))
+    batches = iter(Loader(dataset, BatchPolicy(batch_size=2, seed=0)))
     for step in range(steps):
         micro = list(itertools.islice(batches, MICROBATCHES))
         if step == 0:

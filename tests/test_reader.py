@@ -10,15 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from written_dataset import documents, oracle_weights, weigh_dataset, write_dataset
 
 import exact_prep
 from exact_prep.errors import DatasetError, UsageError, WeightsError
 from exact_prep.reader import columns
 from exact_prep.reader import rows as reader
-from exact_prep.reader.order import BatchOrder
+from exact_prep.reader.order import BatchOrder, BatchPolicy
 from exact_prep.records import encode, seal
 from exact_prep.records.weights import WeightsFile
 
@@ -174,7 +172,7 @@ def test_a_shuffle_is_the_same_for_ever(dataset):
     assert ids(dataset.shuffle(5, epoch=1)) != ids(dataset.shuffle(5))
     with pytest.raises(UsageError, match="seed is -1"):
         dataset.shuffle(-1)
-    order = BatchOrder(8, batch_size=8, seed=7)
+    order = BatchOrder(8, BatchPolicy(batch_size=8, seed=7))
     assert [order.batch(epoch).tolist() for epoch in (0, 1)] == [splitmix_order(8, 7, 0), splitmix_order(8, 7, 1)]
     assert order.batch(0).tolist() == [1, 3, 2, 4, 7, 0, 6, 5]
 
@@ -182,64 +180,6 @@ def test_a_shuffle_is_the_same_for_ever(dataset):
 def test_a_dataset_travels_to_another_process(dataset):
     copy = pickle.loads(pickle.dumps(dataset.shuffle(1)[:5]))
     assert ids(copy) == ids(dataset.shuffle(1)[:5])
-
-
-orders = st.fixed_dictionaries(
-    {
-        "rows": st.integers(1, 40),
-        "batch_size": st.integers(1, 5),
-        "world_size": st.integers(1, 4),
-        "epochs": st.integers(1, 3),
-        "seed": st.none() | st.integers(0, 9),
-    }
-)
-
-
-def dealt(rows, world_size, **options):
-    return [list(map(list, BatchOrder(rows, rank=r, world_size=world_size, **options))) for r in range(world_size)]
-
-
-@given(orders)
-def test_every_row_comes_once_per_epoch_over_all_ranks(options):
-    ranks = dealt(**options)
-    rows = [row for rank in ranks for batch in rank for row in batch]
-    assert sorted(rows) == sorted(list(range(options["rows"])) * options["epochs"])
-    full = options["rows"] * options["epochs"] // (options["batch_size"] * options["world_size"])
-    assert all(len(batch) == options["batch_size"] for rank in ranks for batch in rank[:full])
-    assert dealt(**options, drop_last=True) == [rank[:full] for rank in ranks]
-
-
-@given(orders, st.data())
-def test_a_resumed_order_goes_on_exactly_even_with_other_ranks(options, data):
-    endless = {**options, "epochs": None}
-    rank = data.draw(st.integers(0, options["world_size"] - 1))
-    order = BatchOrder(rank=rank, **endless)
-    iterator = iter(order)
-    for _ in range(data.draw(st.integers(0, 9))):
-        next(iterator)
-    resumed = BatchOrder(rank=rank, **endless)
-    resumed.load_state_dict(json.loads(json.dumps(order.state_dict())))
-    assert [next(iterator).tolist() for _ in range(4)] == [resumed.batch(i).tolist() for i in range(4)]
-    one = BatchOrder(**{**endless, "world_size": 1, "batch_size": 1})
-    one.load_state_dict(resumed.state_dict())
-    many = [BatchOrder(rank=r, **endless) for r in range(options["world_size"])]
-    for other in many:
-        other.load_state_dict(resumed.state_dict())
-    together = np.stack([other.batch(0) for other in many], axis=1).ravel().tolist()
-    assert together == [one.batch(i)[0] for i in range(len(together))]
-
-
-def test_an_order_of_another_dataset_or_seed_is_refused():
-    state = BatchOrder(10, batch_size=2, seed=1).state_dict()
-    for other in (BatchOrder(11, batch_size=2, seed=1), BatchOrder(10, batch_size=2, seed=2)):
-        with pytest.raises(UsageError, match="resume with the dataset and the seed"):
-            other.load_state_dict(state)
-
-
-@pytest.mark.parametrize("options", [{"rank": 2, "world_size": 2}, {"batch_size": 0}, {"epochs": 0}])
-def test_orders_that_cannot_be_meant_are_refused(options):
-    with pytest.raises(UsageError):
-        BatchOrder(10, **{"batch_size": 1, **options})
 
 
 def test_the_lookup_table_gives_what_the_shards_hold(dataset, directory):

@@ -1,6 +1,6 @@
 """Weighted training in JAX: batches with NumPy or grain, and the weighted loss. Needs `jax`; `grain` is optional.
 
-    loader = Loader(exact_prep.open(DIR), batch_size=8, seed=0)
+    loader = Loader(exact_prep.open(DIR), BatchPolicy(batch_size=8, seed=0))
     loss = weighted_cross_entropy(logits, batch["labels"], batch["loss_weights"])
 
 For grain, the dataset is a source: `grain.MapDataset.source(dataset).shuffle(0).batch(8, batch_fn=collate)`.
@@ -20,12 +20,14 @@ import numpy as np
 from exact_prep.errors import UsageError
 from exact_prep.reader import collate as rows_to_arrays
 from exact_prep.reader.columns import IGNORED, check_align
-from exact_prep.reader.order import BatchOrder
+from exact_prep.reader.loader import RankLoader
+from exact_prep.reader.order import BatchPolicy  # noqa: TC001  callers import it from here
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from exact_prep.reader.columns import Align
+    from exact_prep.reader.mixture import MixedDataset
     from exact_prep.reader.rows import PackedDataset, Row
 
 
@@ -38,50 +40,35 @@ def collate(rows: Sequence[Row], *, align: Align = "prediction", segment_ids: bo
     return rows_to_arrays.collate(rows, align=align, segment_ids=segment_ids, ids=np.int32)
 
 
-class Loader:
+class Loader(RankLoader[dict[str, jax.Array]]):
     """Batches of JAX arrays for one process: shuffled, sharded over processes, resumable at any batch.
 
-    A new iteration continues where the last one stopped. `state_dict` is equal on all processes, and a run may be
-    resumed with another number of processes.
+    See `RankLoader` for what iterating again, `len` and `state_dict` mean.
     """
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        dataset: PackedDataset | MixedDataset,
+        policy: BatchPolicy,
         *,
-        batch_size: int,
-        seed: int | None = None,
-        epochs: int | None = None,
-        drop_last: bool = False,
         align: Align = "prediction",
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        """`batch_size` is per process; `rank` and `world_size` are JAX's process index and count unless given."""
-        self.order = BatchOrder(
-            len(dataset),
-            batch_size=batch_size,
-            seed=seed,
-            rank=jax.process_index() if rank is None else rank,
-            world_size=jax.process_count() if world_size is None else world_size,
-            epochs=epochs,
-            drop_last=drop_last,
-        )
-        self.dataset = dataset
+        """`rank` and `world_size` are JAX's process index and count unless given."""
+        check_align(align)
         self.align: Align = align
 
-    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        for chosen in self.order:
-            arrays = collate([self.dataset[row] for row in chosen], align=self.align)
-            yield {name: jnp.asarray(values) for name, values in arrays.items()}
+        def place() -> tuple[int, int]:
+            return (
+                jax.process_index() if rank is None else rank,
+                jax.process_count() if world_size is None else world_size,
+            )
 
-    def state_dict(self) -> dict[str, int | None]:
-        """The loader's position in the data; save it with the model."""
-        return self.order.state_dict()
+        super().__init__(dataset, policy, self._collate, place)
 
-    def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Continue from the position in `state`; raises UsageError if it belongs to another dataset or seed."""
-        self.order.load_state_dict(state)
+    def _collate(self, rows: list[Row]) -> dict[str, jax.Array]:
+        return {name: jnp.asarray(values) for name, values in collate(rows, align=self.align).items()}
 
 
 def weighted_cross_entropy(

@@ -6,7 +6,8 @@ so that a run can continue with another number of ranks or another batch size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,59 +18,94 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+FILLER = -1
+"""In place of a row number: a row that carries no loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPolicy:
+    """What every rank of a run reads, and how; the same on all ranks."""
+
+    batch_size: int
+    """Rows per batch and rank."""
+    seed: int | None = None
+    """Shuffles each epoch in an order of its own; without it, rows come in the dataset's order."""
+    epochs: int | None = None
+    """How often each row comes; without it, batches never end, and every batch is full."""
+    last: Literal["fill", "drop"] = "fill"
+    """Where rows do not divide into global batches: `fill` completes the last one with rows of weight 0, so that no row
+    is lost and no rank stops before another; `drop` leaves it out, on every rank."""
+    prefetch: int = 2
+    """Batches that a thread makes ahead; 0 makes each when it is asked for."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for numbers that cannot be meant."""
+        if self.batch_size < 1 or (self.epochs is not None and self.epochs < 1):
+            raise UsageError(f"batch_size is {self.batch_size}, epochs {self.epochs}; both must be at least 1")
+        if self.last not in ("fill", "drop") or self.prefetch < 0 or (self.seed is not None and self.seed < 0):
+            raise UsageError(
+                f"last is {self.last!r}, prefetch {self.prefetch}, seed {self.seed}; last is fill or drop, the others "
+                "are at least 0"
+            )
+
+
 class BatchOrder:
     """Batches of row numbers for one rank; iterating continues where the last iteration stopped.
 
-    Every row comes once per epoch, over all ranks. A global batch may span two epochs. With `epochs` the last global
-    batch is short if the rows do not divide evenly: ranks share what is left, and a rank that gets nothing stops one
-    step earlier (`drop_last` leaves that batch out, on every rank). Without `epochs` it never ends, and every batch is
-    full.
+    Every row comes once per epoch, over all ranks. A global batch may span two epochs. All ranks have the same number
+    of batches, of the same size.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        epochs: int | None = None,
-        drop_last: bool = False,
-    ) -> None:
-        """`batch_size` is per rank; without `seed` rows come in their own order. Raises UsageError."""
-        if not 0 <= rank < world_size:
-            raise UsageError(f"rank is {rank} of world_size {world_size}; ranks count from 0 to world_size - 1")
-        if rows < 1 or batch_size < 1 or (epochs is not None and epochs < 1):
-            raise UsageError(f"rows ({rows}), batch_size ({batch_size}) and epochs ({epochs}) must be at least 1")
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, rows: int, policy: BatchPolicy, *, rank: int = 0, world_size: int = 1) -> None:
+        """Raises UsageError if there are no rows, or for a rank that does not exist."""
+        if rows < 1:
+            raise UsageError("the dataset has no rows, so it has no batches")
+        self.rows, self.policy = rows, policy
         self.position = 0
         """Rows used so far by all ranks together, over all epochs."""
-        self._stop: int | None = None
-        if epochs is not None:
-            total = rows * epochs
-            self._stop = total - total % self.global_batch if drop_last else total
         self._orders: dict[int, np.ndarray] = {}
+        self.place(rank, world_size)
+
+    def place(self, rank: int, world_size: int) -> None:
+        """Give the batches of `rank` of `world_size` from here on; raises UsageError for a rank that does not exist."""
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank is {rank} of world_size {world_size}; ranks count from 0 to world_size - 1")
+        self.rank, self.world_size = rank, world_size
 
     @property
     def global_batch(self) -> int:
         """Rows per step over all ranks."""
-        return self.batch_size * self.world_size
+        return self.policy.batch_size * self.world_size
+
+    @property
+    def _stop(self) -> int | None:
+        """Rows of the whole run, over all epochs and ranks; None if it never ends."""
+        if self.policy.epochs is None:
+            return None
+        total = self.rows * self.policy.epochs
+        return total - total % self.global_batch if self.policy.last == "drop" else total
+
+    def __len__(self) -> int:
+        """Batches of the whole run; of one pass over the rows if it never ends."""
+        return -(-(self.rows if self._stop is None else self._stop) // self.global_batch)
 
     def batch(self, step: int) -> np.ndarray:
-        """This rank's row numbers of the `step`-th batch from here, int64[B]; empty after the end."""
-        start = self.position + step * self.global_batch
-        stop = start + self.global_batch
-        if self._stop is not None:
-            stop = min(stop, self._stop)
-        places = np.arange(start + self.rank, stop, self.world_size)
+        """This rank's row numbers of the `step`-th batch from here, int64[B]; empty after the end.
+
+        FILLER stands for a row that completes the last batch: any row, with weight 0.
+        """
+        start, stop = self.position + step * self.global_batch, self._stop
+        if stop is not None and start >= stop:
+            return np.empty(0, np.int64)
+        places = np.arange(start + self.rank, start + self.global_batch, self.world_size)
         epochs = places // self.rows
         chosen = places % self.rows
-        if self.seed is not None:
+        if self.policy.seed is not None:
             for epoch in np.unique(epochs).tolist():
                 here = epochs == epoch
                 chosen[here] = self._order(epoch)[chosen[here]]
+        if stop is not None:
+            chosen[places >= stop] = FILLER
         return chosen
 
     def advance(self, steps: int = 1) -> None:
@@ -85,15 +121,16 @@ class BatchOrder:
 
     def state_dict(self) -> dict[str, int | None]:
         """The position of the order: enough to continue exactly, equal on every rank."""
-        return {"position": self.position, "rows": self.rows, "seed": self.seed}
+        return {"position": self.position, "rows": self.rows, "seed": self.policy.seed}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
         """Continue where `state` was taken; raises UsageError if that was another dataset size or seed."""
+        own = self.state_dict()
         for name in ("rows", "seed"):
-            if state[name] != getattr(self, name):
+            if state[name] != own[name]:
                 raise UsageError(
-                    f"the saved order has {name} {state[name]}, this one {getattr(self, name)}; resume with the "
-                    f"dataset and the seed the run began with"
+                    f"the saved order has {name} {state[name]}, this one {own[name]}; resume with the dataset and the "
+                    "seed the run began with"
                 )
         self.position = int(state["position"] or 0)
 
@@ -102,7 +139,7 @@ class BatchOrder:
         if epoch not in self._orders:
             while len(self._orders) > 1:
                 del self._orders[min(self._orders)]
-            self._orders[epoch] = permutation(self.rows, self.seed or 0, epoch)
+            self._orders[epoch] = permutation(self.rows, self.policy.seed or 0, epoch)
         return self._orders[epoch]
 
     def __getstate__(self) -> dict[str, object]:

@@ -82,6 +82,10 @@ class Row:
         """Loss weights in either alignment, float16[L]."""
         return columns.align_weights(self.loss_weights, align)
 
+    def without_loss(self) -> Row:
+        """The same tokens and segments with weight 0 throughout: completes a batch and trains nothing."""
+        return replace(self, loss_weights=np.zeros_like(self.loss_weights))
+
 
 class PackedDataset:
     """Rows of a packed dataset, in some order. Open it with `exact_prep.open`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ lightning = framework("lightning")
 
 from torch_models import Bigram  # noqa: E402
 
-from exact_prep.integrations.torch import Collator  # noqa: E402
+from exact_prep.integrations.torch import BatchPolicy, Collator, Loader  # noqa: E402
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from lightning_module import Weighted  # noqa: E402
@@ -95,3 +96,38 @@ def test_weight_per_row_is_the_mean_over_the_corpus(weighed, directory):
     assert dataset.weight_per_row == pytest.approx(sum(sums) / len(sums), rel=1e-9)
     plain = exact_prep.open(directory, plain=True)
     assert plain.weight_per_row == pytest.approx(sum(float(row.loss_weights.sum()) for row in plain) / len(plain))
+
+
+def read_by_lightning(module, loader, path, steps, checkpoint=None):
+    """The rows that Lightning trained on, up to `steps`; the run leaves a checkpoint."""
+    seen = []
+
+    class Watched(module):
+        def training_step(self, batch, index):
+            seen.extend(batch["input_ids"][:, :8].tolist())
+            return super().training_step(batch, index)
+
+    trainer = lightning.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=path,
+    )
+    trainer.fit(Watched(Bigram(), 1.0), loader, ckpt_path=checkpoint, weights_only=False)
+    trainer.save_checkpoint(path / "last.ckpt")
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("epochs", "stop"), [(None, 3), (None, 5), (None, 8), (2, 3), (2, 8)])
+def test_a_resumed_run_continues_with_the_next_batch(dataset, tmp_path, epochs, stop):
+    # 17 rows, 4 a batch: without epochs, an epoch of Lightning ends after 5 batches; with two, the only one after 9.
+    rows, policy = dataset[:17], BatchPolicy(batch_size=4, seed=5, epochs=epochs)
+    last = 9 if epochs else 12
+    want = [row for batch in itertools.islice(Loader(rows, policy), last) for row in batch["input_ids"][:, :8].tolist()]
+    assert read_by_lightning(Sgd, Loader(rows, policy), tmp_path, stop) == want[: 4 * stop]
+    rest = read_by_lightning(Sgd, Loader(rows, policy), tmp_path, last, tmp_path / "last.ckpt")
+    assert rest == want[4 * stop :]

@@ -9,7 +9,7 @@ from oracle import framework
 
 INTEGRATIONS = {
     "torch": {
-        "BatchStream",
+        "BatchPolicy",
         "Collator",
         "Loader",
         "assert_documents_isolated",
@@ -20,7 +20,7 @@ INTEGRATIONS = {
         "weighted_cross_entropy",
     },
     "transformers": {"WeightedLossMixin", "hugging_face_dataset"},
-    "jax": {"Loader", "collate", "denominator", "weighted_cross_entropy"},
+    "jax": {"BatchPolicy", "Loader", "collate", "denominator", "weighted_cross_entropy"},
 }
 
 

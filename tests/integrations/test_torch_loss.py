@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch_models import Bigram, TinyAttention  # noqa: E402
 
 from exact_prep.integrations.torch import (  # noqa: E402
+    BatchPolicy,
     Collator,
+    Loader,
     assert_documents_isolated,
     denominator,
     linear_weighted_cross_entropy,
@@ -197,9 +199,7 @@ def train_on_a_rank(rank, directory, store, out):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
-        from exact_prep.integrations.torch import Loader
-
-        loader = iter(Loader(exact_prep.open(directory), batch_size=2))
+        loader = iter(Loader(exact_prep.open(directory), BatchPolicy(batch_size=2)))
         model = nn.parallel.DistributedDataParallel(Bigram())
         batches = [next(loader), next(loader)]
         total = denominator([batch["loss_weights"] for batch in batches])

@@ -1,6 +1,6 @@
 """Weighted training in PyTorch. Needs the extra `torch`.
 
-    data.py        Collator and Loader: rows to batches of tensors, with workers, sharding and exact resume
+    data.py        Collator and Loader: rows to batches of tensors, sharded over ranks, with exact resume
     loss.py        weighted_cross_entropy, linear_weighted_cross_entropy (never makes the full logits), denominator
     head.py        computes the weighted loss at the output head of someone else's model (used by transformers.py)
     carried.py     carry, carried: a weight inside its int64 label, for trainers that move labels but no other column
@@ -15,12 +15,13 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("exact_prep.integrations.torch needs torch: pip install 'exact-prep[torch]'") from error
 
 from exact_prep.integrations.torch.carried import carried, carry
-from exact_prep.integrations.torch.data import BatchStream, Collator, Loader
+from exact_prep.integrations.torch.data import Collator, Loader
 from exact_prep.integrations.torch.isolation import assert_documents_isolated
 from exact_prep.integrations.torch.loss import denominator, linear_weighted_cross_entropy, weighted_cross_entropy
+from exact_prep.reader.order import BatchPolicy
 
 __all__ = [
-    "BatchStream",
+    "BatchPolicy",
     "Collator",
     "Loader",
     "assert_documents_isolated",

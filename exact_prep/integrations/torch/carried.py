@@ -51,7 +51,7 @@ def carried(labels: Tensor) -> tuple[Tensor, Tensor]:
         "replaced labels on the way"
     )
     if torch.compiler.is_compiling():
-        torch._assert_async(whole, reason)
+        torch._assert_async(whole, reason)  # pyright: ignore[reportPrivateImportUsage]
     elif not whole:
         raise UsageError(reason)
     weights = (labels >> WEIGHT & 0xFFFF).to(torch.int16).view(torch.float16).to(torch.float32)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from copy import copy
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from exact_prep.errors import UsageError
 from exact_prep.reader import columns
 from exact_prep.reader.collate import collate
-from exact_prep.reader.order import BatchOrder
+from exact_prep.reader.loader import RankLoader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from exact_prep.reader.columns import Align
+    from exact_prep.reader.mixture import MixedDataset
+    from exact_prep.reader.order import BatchPolicy
     from exact_prep.reader.rows import PackedDataset, Row
 
 Batch = dict[str, torch.Tensor]
@@ -58,76 +60,52 @@ class Collator:
         return {name: torch.as_tensor(values) for name, values in made.items()}
 
 
-class BatchStream(IterableDataset):
-    """The batches of a `BatchOrder` as an iterable dataset; give it to a DataLoader with `batch_size=None`.
+class Loader(RankLoader[Batch]):
+    """Batches for one rank: shuffled, sharded, made ahead by a thread, resumable at any batch.
 
-    Worker w of W makes the batches w, w + W, ..., and the DataLoader takes one from each worker in turn. So the order
-    of batches does not depend on the number of workers.
-    """
-
-    def __init__(self, dataset: PackedDataset, order: BatchOrder, collate: Collate) -> None:
-        """`order` is read but not advanced, because a prefetched batch has not been used yet."""
-        self.dataset, self.order, self.collate = dataset, order, collate
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        step, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        order = copy(self.order)
-        while (rows := order.batch(step)).size:
-            yield self.collate([self.dataset[row] for row in rows])
-            step += workers
-
-
-class Loader:
-    """Batches for one rank: shuffled, sharded, prefetched by workers, resumable at any batch.
-
-    A new iteration continues where the last one stopped. `state_dict` counts the batches that were returned, not those
-    prefetched. It is equal on all ranks, and a run may be resumed with another number of ranks, batch size or number of
-    workers.
+    See `RankLoader` for what iterating again, `len` and `state_dict` mean. Worker processes are not offered: they were
+    slower for rows below 16K tokens. `DataLoader(dataset, collate_fn=Collator(), num_workers=...)` has them.
     """
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        dataset: PackedDataset | MixedDataset,
+        policy: BatchPolicy,
         *,
-        batch_size: int,
-        seed: int | None = None,
-        epochs: int | None = None,
-        drop_last: bool = False,
+        collate: Collate | None = None,
         rank: int | None = None,
         world_size: int | None = None,
-        workers: int = 0,
         pin_memory: bool = False,
-        collate: Collate | None = None,
     ) -> None:
-        """`batch_size` is per rank; `rank` and `world_size` default to those of torch.distributed if it is initialised.
+        """Rank and world size are those of torch.distributed when iteration begins, unless both are given.
 
-        Without `epochs` the loader never ends, and every batch is full. With `epochs`, see `BatchOrder` for the last
-        batch.
+        `pin_memory` puts batches into pinned memory where there is an accelerator. At the first batch, or at `len`,
+        raises UsageError if WORLD_SIZE says that there are several processes, but no process group exists: every rank
+        would train on the same rows.
         """
-        together = distributed.is_available() and distributed.is_initialized()
-        self.order = BatchOrder(
-            len(dataset),
-            batch_size=batch_size,
-            seed=seed,
-            rank=rank if rank is not None else distributed.get_rank() if together else 0,
-            world_size=world_size if world_size is not None else distributed.get_world_size() if together else 1,
-            epochs=epochs,
-            drop_last=drop_last,
+        if (rank is None) != (world_size is None):
+            raise UsageError(f"rank is {rank}, world_size {world_size}; give both or none")
+        self.collate = collate or Collator()
+        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        super().__init__(dataset, policy, self._collate, self._find_own_place)
+
+    def _collate(self, rows: list[Row]) -> Batch:
+        batch = self.collate(rows)
+        if self.pin_memory and torch.accelerator.is_available():
+            return {name: own.pin_memory() for name, own in batch.items()}
+        return batch
+
+    def _find_own_place(self) -> tuple[int, int]:
+        return find_place() if self.rank is None or self.world_size is None else (self.rank, self.world_size)
+
+
+def find_place() -> tuple[int, int]:
+    """Rank and world size of torch.distributed, else 0 and 1; raises UsageError if WORLD_SIZE says otherwise."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    if (started := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UsageError(
+            f"WORLD_SIZE is {started}, but there is no process group, so every process would read the same rows; call "
+            "torch.distributed.init_process_group before the loader is read, or pass rank= and world_size="
         )
-        self.dataset, self.collate = dataset, collate or Collator()
-        self._options = {"num_workers": workers, "pin_memory": pin_memory}
-
-    def __iter__(self) -> Iterator[Batch]:
-        stream = BatchStream(self.dataset, self.order, self.collate)
-        for batch in DataLoader(stream, batch_size=None, **self._options):
-            self.order.advance()
-            yield batch
-
-    def state_dict(self) -> dict[str, int | None]:
-        """The loader's position in the data; save it with the model."""
-        return self.order.state_dict()
-
-    def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Continue from the position in `state`; raises UsageError if it belongs to another dataset or seed."""
-        self.order.load_state_dict(state)
+    return 0, 1
