@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HELP = """Print the options that made a dataset, as a file for --config.
 
 `exact-prep pack --config run.toml -o again` makes the same rows again, from the same inputs (same tree hash). Files are
-listed one by one: labels of sources that come from how they were named differ. A dataset that is weighed has its options
+listed one by one: labels of sources that come from how they were named differ. A weighed dataset has its options
 of `weigh` too.
 
 Examples:
