@@ -32,6 +32,8 @@ class TextBatch:
     """Where each document's ids start and end, int64[D + 1]."""
     labels: list[str] | None = None
     """Source label of each document, D strings, where labels come from a field of the record; else None."""
+    own_ids: list[str] | None = None
+    """Each document's own id, D strings, empty where it has none; None if ids are not kept."""
     label: str = ""
     """Source label of all documents, where labels come from files; else empty."""
     records: np.ndarray

@@ -49,6 +49,11 @@ def table_name(name: str) -> str:
     return f"{TABLES}/{name}.parquet"
 
 
+def documents_name(task: int) -> str:
+    """Name of the table of the documents' own ids of one task."""
+    return f"{TABLES}/documents/documents-{task:07d}.parquet"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The records of a packed dataset. Tables are read, and checked against the manifest, when they are asked for."""
@@ -93,6 +98,26 @@ class Dataset:
 
         name = table_name("batches")
         return decode_batches(self.read(name), len(self.shards), self.path / name)
+
+    def document_ids(self, task: int) -> dict[int, str]:
+        """The own ids of the documents of one task, by `doc_id`; raises DatasetError, StorageError.
+
+        Empty for a dataset that was packed without --id-field.
+        """
+        from exact_prep.records.tables import decode_documents
+
+        known = self.table("tasks").column("documents_xxh3")[task].as_py()
+        if not known:
+            return {}
+        name = documents_name(task)
+        if self.store.size(name) is None:
+            raise DatasetError(f"{self.path / name} is missing; restore it, or pack again")
+        data = self.store.read(name)
+        if digest([data]) != known:
+            raise DatasetError(
+                f"{self.path / name} was changed after it was written (checksum); restore it, or pack again"
+            )
+        return decode_documents(data, self.path / name)
 
     def weights(self) -> WeightsFile:
         """Its weights.json.

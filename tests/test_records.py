@@ -401,11 +401,13 @@ def test_planned_tasks_are_read_back(tasks):
 )
 def test_finished_tasks_are_read_back_with_their_first_records(tasks):
     documents = [DocumentCounts(records=records, packed=records) for _, records, _ in tasks]
-    data = encode_tasks([own for own, _, _ in tasks], documents, [sources for _, _, sources in tasks])
+    checksums = ["ab" * 16 if number % 2 else "" for number in range(len(tasks))]
+    data = encode_tasks([own for own, _, _ in tasks], documents, [sources for _, _, sources in tasks], checksums)
     rows = decode_table(SCHEMAS["tasks"], data, "tasks").to_pylist()
     assert [join_slices(row) for row in rows] == [tuple(own) for own, _, _ in tasks]
     assert [row["first_record"] for row in rows] == [sum(t[1] for t in tasks[:k]) for k in range(len(tasks))]
     assert [row["sources"] for row in rows] == [sources for _, _, sources in tasks]
+    assert [row["documents_xxh3"] for row in rows] == checksums
 
 
 @given(st.dictionaries(texts, st.just(NAMED), max_size=5))

@@ -33,6 +33,7 @@ PACK = {
     "csv-delimiter": "source.csv_delimiter",
     "csv-quote": "source.csv_quote",
     "input-format": "source.input_format",
+    "id-field": "source.id_field",
     "source-from": "source.source_from",
     "separator": "source.separator",
     "on-error": "source.on_error",

@@ -122,6 +122,14 @@ def pack(
     input_format: Annotated[
         InputFormat, typer.Option(help="Format of the inputs, if not by their names.", rich_help_panel=SOURCE)
     ] = "auto",
+    id_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Field or column of a document's own id or URL, kept in tables/documents.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
     source_from: Annotated[
         str,
         typer.Option(
@@ -270,6 +278,7 @@ def pack(
             csv_delimiter=check_character(None if csv_delimiter is None else unescape(csv_delimiter)),
             csv_quote=None if csv_quote == "none" else check_character(unescape(csv_quote)),
             input_format=input_format,
+            id_field=id_field,
             source_from=check_source_from(source_from),
             separator=None if separator is None else unescape(separator),
             on_error=on_error,

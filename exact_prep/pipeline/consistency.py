@@ -19,6 +19,7 @@ from exact_prep.dataset import (
     WEIGHTS,
     Dataset,
     belongs_to,
+    documents_name,
     load_weights_file,
     make_state,
     table_name,
@@ -51,6 +52,8 @@ class Records:
     first_records: list[int]
     sources: list[list[int]]
     """Of each task: rows of the table of sources."""
+    documents_xxh3: list[str]
+    """Of each task: checksum of the table of documents' own ids, empty if there is none."""
     source_rows: list[dict[str, Any]]
     input_files: int
     """Rows of the table of inputs."""
@@ -79,6 +82,7 @@ def load_records(dataset: Dataset) -> Records:
         documents=documents,
         first_records=[row["first_record"] for row in tasks],
         sources=[row["sources"] for row in tasks],
+        documents_xxh3=[row["documents_xxh3"] for row in tasks],
         source_rows=source_rows,
         input_files=dataset.table("inputs").num_rows,
         lengths=np.stack([read_numbers(lengths, name) for name in SCHEMAS["document_lengths"]]),
@@ -159,6 +163,12 @@ def check_files(dataset: Dataset, records: Records, weights: WeightsFile) -> Ite
         yield f"{REJECTED} is listed, or not, against the count of rejected documents"
     if REJECTED not in manifest.digests and (home / REJECTED).exists():
         yield f"{REJECTED} does not belong to this dataset: none of its documents was rejected"
+    if any(map(bool, records.documents_xxh3)) != (manifest.options.source.id_field is not None):
+        yield "the table of tasks has documents' own ids, or has not, against the manifest"
+    known = {documents_name(task) for task, checksum in enumerate(records.documents_xxh3) if checksum}
+    for path in sorted((home / documents_name(0)).parent.glob("documents-*.parquet")):
+        if path.relative_to(home).as_posix() not in known:
+            yield f"{path.relative_to(home)} is not a table of this dataset"
     listed = {shard.file for shard in records.shards}
     for path in sorted(home.glob("data-*.arrow")):
         if path.name not in listed:

@@ -9,7 +9,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from exact_prep.choices import MAX_SOURCES
-from exact_prep.dataset import PLAN, SPOOL, TABLES, TOKENIZER, WORK
+from exact_prep.dataset import PLAN, SPOOL, TABLES, TOKENIZER, WORK, documents_name
 from exact_prep.engines import count_workers
 from exact_prep.errors import UsageError
 from exact_prep.pipeline.continuation import start_or_continue
@@ -102,7 +102,8 @@ def pack(
         remove(out / WORK / PLAN)
         remove(out / WORK)
         emit(Finished())
-        for note in find_surprises(planned, manifests[0], {label for record in records for label in record.labels}):
+        labels = {label for record in records for label in record.labels}
+        for note in find_surprises(planned, manifests[0], labels, sum(record.own_ids for record in records)):
             emit(Note(text=note))
     return manifests
 
@@ -143,7 +144,7 @@ def check_options(options: PackOptions, out: Path) -> None:
 
 def written_directories(home: Path) -> list[Path]:
     """The directories inside a dataset where files are written."""
-    return [home / WORK, home / TABLES, home / TOKENIZER]
+    return [home / WORK, home / TABLES, (home / documents_name(0)).parent, home / TOKENIZER]
 
 
 def explain_stop(out: Path) -> str:

@@ -122,7 +122,10 @@ def make_tables(
     tables = {
         "inputs": encode_inputs(planned.inputs.files),
         "tasks": encode_tasks(
-            [planned.tasks[record.task] for record in records], [record.documents for record in records], sources
+            [planned.tasks[record.task] for record in records],
+            [record.documents for record in records],
+            sources,
+            [record.documents_xxh3 or "" for record in records],
         ),
         "shards": encode_shards(shards),
         "batches": encode_batches(shards),

@@ -85,8 +85,11 @@ def first_rejected(planned: PackPlan, records: Sequence[TaskRecord], count: int 
     return found
 
 
-def find_surprises(planned: PackPlan, manifest: Manifest, labels: Set[str]) -> Iterator[str]:
-    """What the user may not expect of a finished run, in words; `labels` are those of its sources."""
+def find_surprises(planned: PackPlan, manifest: Manifest, labels: Set[str], own_ids: int) -> Iterator[str]:
+    """What the user may not expect of a finished run, in words.
+
+    `labels` are those of its sources; `own_ids` is how many documents have an id of their own.
+    """
     files = planned.inputs.files
     if not manifest.rows:
         empty = "all input files are empty (0 bytes)" if not any(file.bytes for file in files) else "all are empty"
@@ -95,6 +98,10 @@ def find_surprises(planned: PackPlan, manifest: Manifest, labels: Set[str]) -> I
     field = label_field(planned.plan.options.source)
     if field is not None and labels == {NO_LABEL}:
         yield f"no record has the field {field!r} of --source-from: all documents are of the source {NO_LABEL}"
+    id_field, packed = planned.plan.options.source.id_field, manifest.documents.packed
+    if id_field is not None and own_ids < packed:
+        which = "no document has" if not own_ids else f"{packed - own_ids:,} of {packed:,} documents do not have"
+        yield f"{which} the field {id_field!r} of --id-field: their id is empty"
     separator = planned.plan.options.source.separator
     only_text = {file.format for file in files} == {"text"}
     if separator is not None and only_text and manifest.documents.records <= len(files):

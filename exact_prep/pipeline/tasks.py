@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from exact_prep.dataset import documents_name
 from exact_prep.engines import count_cores
 from exact_prep.errors import DatasetError
 from exact_prep.stages.pack import PackTask
-from exact_prep.stores.local import digest
+from exact_prep.stores.local import digest, digest_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +90,9 @@ def is_whole(planned: PackPlan, task: int, record: TaskRecord) -> bool:
         return False
     for seq_len, counts in record.packed.items():
         home = planned.home(seq_len)
+        documents = home / documents_name(task)
+        if record.documents_xxh3 and (not documents.is_file() or digest_file(documents) != record.documents_xxh3):
+            return False
         for shard in counts.shards:
             path = home / shard.file
             if not path.is_file() or path.stat().st_size != shard.bytes:

@@ -16,6 +16,7 @@ import numpy as np
 from exact_prep.dataset import (
     WEIGHTS,
     Dataset,
+    documents_name,
     find_datasets,
     load_weights_file,
     open_dataset,
@@ -176,6 +177,8 @@ def make_tasks(dataset: Dataset, records: Records, weights: WeightsFile, *, quic
             eos_id=manifest.tokenizer.eos_id,
             records=documents.records,
             documents=documents.packed,
+            own_ids=find_own_ids(dataset, records, number),
+            own_ids_xxh3=records.documents_xxh3[number] if records.documents_xxh3 else "",
             sources=len(records.sources[number]) if records.sources else 0,
             masked=manifest.masked,
             weights=manifest.loss_weights == "column",
@@ -186,6 +189,12 @@ def make_tasks(dataset: Dataset, records: Records, weights: WeightsFile, *, quic
             quick=quick,
         )
     return tasks
+
+
+def find_own_ids(dataset: Dataset, records: Records, task: int) -> Path | None:
+    """The table of documents' own ids of a task, if it has one."""
+    known = task < len(records.documents_xxh3) and records.documents_xxh3[task]
+    return dataset.path / documents_name(task) if known else None
 
 
 class Sums:

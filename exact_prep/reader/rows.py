@@ -115,6 +115,8 @@ class PackedDataset:
         self._order = order
         self._first_rows = np.cumsum([0, *(shard.rows for shard in files.shards)])
         self._mapped: dict[int, tuple[Shard, np.ndarray]] = {}
+        self._document_ids: dict[int, dict[int, str]] = {}
+        """Documents' own ids of the task that was last looked at."""
         self._weights_file = str(files.path / WEIGHTS)
         self._weights_seen: tuple[int, int, int] | None = None
         """The weights.json that was last found to be the loaded one, by `identify_file`."""
@@ -216,6 +218,21 @@ class PackedDataset:
         if not 0 <= rank < world_size:
             raise UsageError(f"rank is {rank} of world_size {world_size}; ranks count from 0 to world_size - 1")
         return self[rank::world_size]
+
+    def document_ids(self, index: int) -> list[str]:
+        """The own id of the document of each segment of the row at `index`, as `pack --id-field` kept it.
+
+        Empty texts for documents that have none. Raises UsageError for a dataset that keeps none, DatasetError.
+        """
+        if self.manifest.options.source.id_field is None:
+            raise UsageError(f"{self.path} keeps no ids of documents; pack it with --id-field NAME")
+        number = int(self._order[as_index(index)])
+        task = self.files.shards[int(np.searchsorted(self._first_rows, number, side="right")) - 1].task
+        known = self._document_ids.get(task)
+        if known is None:
+            known = self.files.document_ids(task)
+            self._document_ids = {task: known}  # of one task: rows are mostly looked at in order
+        return [known[doc_id] for doc_id in self[index].doc_ids.tolist()]
 
     def _reordered(self, order: Sequence[int] | np.ndarray) -> PackedDataset:
         dataset = PackedDataset(self.files, self.loaded_weights, order, stored=self.has_stored_weights)

@@ -57,6 +57,8 @@ class SourceOptions(Record):
     """What encloses a field of a CSV file; None: quotes are text."""
     input_format: InputFormat = "auto"
     """How to read files; `auto` tells it by their names."""
+    id_field: Annotated[str, Field(min_length=1)] | None = None
+    """Field or column that holds a document's own id, which is kept in tables/documents; None keeps none."""
     source_from: Annotated[str, Field(json_schema_extra={"pattern": "^(input|dir|field:.+)$"})] = "input"
     """What labels the source of a document: the `input` argument through which its file was found, the file's `dir`
     relative to that argument, or `field:NAME`, a field or column of the record."""

@@ -57,6 +57,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "starts": LIST,
         "stops": LIST,
         "sources": LIST,
+        "documents_xxh3": TEXT,
     },
     "shards": {
         "file": TEXT,
@@ -80,7 +81,11 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
     "document_lengths": {"source": COUNT, "length": COUNT, "count": COUNT},
     "weights": {"file": TEXT, "weights_xxh3": TEXT},
 }
-"""Columns of each table. `stops` is -1 for the end of a file; `sources` of a task are rows of the table of sources."""
+"""Columns of each table. `stops` is -1 for the end of a file; `sources` of a task are rows of the table of sources;
+`documents_xxh3` is empty where documents' own ids are not kept."""
+
+DOCUMENTS = {"doc_id": COUNT, "id": TEXT}
+"""A task's documents with their own ids, sorted by `doc_id`: the record's place in the task's input."""
 
 PLANNED_INPUTS = SCHEMAS["inputs"] | {"modified_ns": COUNT}
 PLANNED_TASKS = {"files": LIST, "starts": LIST, "stops": LIST}
@@ -198,9 +203,15 @@ def decode_plan_tasks(data: bytes, path: Path | str) -> tuple[tuple[Slice, ...],
 
 
 def encode_tasks(
-    slices: Sequence[Sequence[Slice]], documents: Sequence[DocumentCounts], sources: Sequence[Sequence[int]]
+    slices: Sequence[Sequence[Slice]],
+    documents: Sequence[DocumentCounts],
+    sources: Sequence[Sequence[int]],
+    checksums: Sequence[str],
 ) -> bytes:
-    """The table of finished tasks; `sources` are rows of the table of sources, in the order of the task's labels."""
+    """The table of finished tasks; `sources` are rows of the table of sources, in the order of the task's labels.
+
+    `checksums` are those of the tables of documents' own ids, empty where there are none.
+    """
     records = [counts.records for counts in documents]
     columns: dict[str, Any] = {
         "first_record": np.concatenate([[0], np.cumsum(records, dtype=np.int64)])[:-1].astype(np.int64),
@@ -209,6 +220,7 @@ def encode_tasks(
         "empty": [counts.empty for counts in documents],
         "rejected": [counts.rejected for counts in documents],
         "sources": sources,
+        "documents_xxh3": checksums,
         **split_slices(slices),
     }
     return encode_table(SCHEMAS["tasks"], columns)
@@ -254,6 +266,16 @@ def decode_batches(data: bytes, shards: int, path: Path | str) -> list[tuple[Bat
             found = {name: row[name] for name in ("rows", "segments", *BUFFERS) if row[name] >= 0}
             places[row["shard"]].append(BatchRecord(**found))
     return [tuple(own) for own in places]
+
+
+def decode_documents(data: bytes, path: Path | str) -> dict[int, str]:
+    """The own ids of a task's documents, by `doc_id`, in its order; raises DatasetError."""
+    table = decode_table(DOCUMENTS, data, path)
+    with readable(path):
+        found = dict(zip(table.column("doc_id").to_pylist(), table.column("id").to_pylist(), strict=True))
+        if len(found) != table.num_rows or list(found) != sorted(found):
+            raise ValueError("doc_id is not ascending")
+    return found
 
 
 def encode_weights(checksums: Mapping[str, str]) -> bytes:

@@ -102,6 +102,10 @@ class TaskRecord(Record):
     parity_bytes: Count
     labels: tuple[str, ...]
     """Sources of its documents in order of first appearance: `sources` of its shards index this list."""
+    documents_xxh3: Digest | None = None
+    """xxh3-128 of the table of its documents' own ids, which lies in each dataset; None if ids are not kept."""
+    own_ids: Count = 0
+    """Documents in it whose id is not empty."""
     lengths_xxh3: Digest
     """xxh3-128 of the task's part of the histogram of document lengths, kept beside this record."""
     packed: dict[int, PackedCounts]

@@ -122,20 +122,15 @@ def count_rows_before_slice(part: Part) -> int:
 def cut_rows(part: Part, batches: Iterator[Rows]) -> Iterator[Rows]:
     """The same rows in runs of bounded size. Checks offsets, but not strings."""
     for rows in batches:
-        column, labels, total, share = rows.column, rows.labels, len(rows.column), rows.consumed
+        total, share = len(rows.column), rows.consumed
+        columns = [column for column in (rows.column, rows.labels, rows.own_ids) if column is not None]
         with reading(part):
-            check_offsets(column)
-            if labels is not None and labels is not column:
-                check_offsets(labels)
-        at_once = count_rows_at_once(column.nbytes + (0 if labels is None else labels.nbytes), total)
+            for column in columns:
+                check_offsets(column)
+        at_once = count_rows_at_once(sum(column.nbytes for column in columns), total)
         for low in range(0, total, at_once):
             high = min(low + at_once, total)
-            yield Rows(
-                column[low:high],
-                None if labels is None else labels[low:high],
-                rows.first + low,
-                share * high // total - share * low // total,
-            )
+            yield rows.cut(low, high, share * high // total - share * low // total)
 
 
 def check_offsets(column: pa.Array) -> None:

@@ -138,7 +138,7 @@ def concatenate(batches: list[TextBatch]) -> TextBatch:
     """One batch from some that follow each other and have the same label; only the last document may continue."""
     if len(batches) == 1:
         return batches[0]
-    ids = id_offsets = labels = None
+    ids = id_offsets = labels = own_ids = None
     columns = [(batch.ids, batch.id_offsets) for batch in batches if batch.ids is not None]
     if columns:
         ids = np.concatenate([column for column, _ in columns])
@@ -147,11 +147,14 @@ def concatenate(batches: list[TextBatch]) -> TextBatch:
     # A batch without documents, such as one that only accounts for bytes, may have no list of labels.
     if any(batch.labels is not None for batch in batches):
         labels = [label for batch in batches for label in batch.labels or ()]
+    if any(batch.own_ids is not None for batch in batches):
+        own_ids = [own_id for batch in batches for own_id in batch.own_ids or ()]
     return TextBatch(
         texts=[text for batch in batches for text in batch.texts],
         ids=ids,
         id_offsets=id_offsets,
         labels=labels,
+        own_ids=own_ids,
         label=batches[0].label,
         records=np.concatenate([batch.records for batch in batches]),
         continues=batches[-1].continues,

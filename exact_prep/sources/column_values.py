@@ -19,7 +19,7 @@ from exact_prep.errors import SourceError
 from exact_prep.signatures import HEAD, find_codec, recognise
 from exact_prep.sources.batching import BATCH_BYTES, MAX_ID, count_utf8_bytes, number_records, reject, reject_rest
 from exact_prep.sources.fields import join_names, spell_paths
-from exact_prep.sources.labels import NO_LABEL, BadLabel, label_field, spell_label
+from exact_prep.sources.labels import NO_LABEL, BadLabel, label_field, spell_label, spell_own_id
 from exact_prep.sources.long_texts import LONG, cut_utf8, make_batches
 from exact_prep.sources.streams import Damaged, check_unchanged
 from exact_prep.stores.local import explained
@@ -52,10 +52,17 @@ class Rows(NamedTuple):
     """The texts, or the token ids."""
     labels: pa.Array | None
     """What labels are made from; None if labels do not come from the records, or the file has no such column."""
+    own_ids: pa.Array | None
+    """What documents' own ids are made from; None if they are not kept, or the file has no such column."""
     first: int
     """Number of the first row in the file."""
     consumed: int
     """Bytes of the file that these rows account for."""
+
+    def cut(self, low: int, high: int, consumed: int) -> Rows:
+        """The rows [low, high), counted from the first; `consumed` bytes of the file are theirs."""
+        labels, own_ids = (None if column is None else column[low:high] for column in (self.labels, self.own_ids))
+        return Rows(self.column[low:high], labels, own_ids, self.first + low, consumed)
 
 
 class Column(NamedTuple):
@@ -85,6 +92,8 @@ class Columns(NamedTuple):
     """The column of texts or token ids."""
     label: Column | None
     """The column of labels, if there is one."""
+    own_id: Column | None = None
+    """The column of documents' own ids, if there is one."""
 
     def names(self) -> list[str]:
         """All of them as Parquet names what is read, none twice."""
@@ -96,8 +105,8 @@ class Columns(NamedTuple):
 
     def rows(self, batch: pa.RecordBatch, first: int, consumed: int) -> Rows:
         """The rows of a record batch that has these columns."""
-        labels = None if self.label is None else self.label.values(batch)
-        return Rows(self.text.values(batch), labels, first, consumed)
+        labels, own_ids = (None if column is None else column.values(batch) for column in (self.label, self.own_id))
+        return Rows(self.text.values(batch), labels, own_ids, first, consumed)
 
 
 class Opened(NamedTuple):
@@ -194,7 +203,11 @@ def pick_columns(part: Part, schema: pa.Schema) -> Columns:
         wanted = "lists of integers" if ids else "text"
         raise SourceError(f"{part.name}: column {name!r} holds {kind}, not {wanted};\nname another with {option}")
     label = label_field(options)
-    return Columns(text, None if label is None else find_column(part, schema, label, "--source-from"))
+    return Columns(
+        text,
+        None if label is None else find_column(part, schema, label, "--source-from"),
+        None if options.id_field is None else find_column(part, schema, options.id_field, "--id-field"),
+    )
 
 
 def find_column(part: Part, schema: pa.Schema, name: str, option: str) -> Column | None:
@@ -305,16 +318,18 @@ def read_texts(part: Part, rows: Rows, origin: int) -> TextBatch:
         values = [join_texts(value, part.options.join) for value in values]
     left_out: list[int] = []
     rejected: list[Rejected] = []
-    labels = read_labels(part, rows)
+    labels, own_ids = read_labels(part, rows), read_own_ids(part, rows)
+    sides = [column for column in (labels, own_ids) if column is not None]
     name = " or ".join(part.options.text_field)
-    if labels is not None or not all(values) or not all(type(value) is str for value in values):
+    if sides or not all(values) or not all(type(value) is str for value in values):
         for row, value in enumerate(values, rows.first):
             good = value.__class__ is str and value
-            if good and (labels is None or labels[row - rows.first].__class__ is str):
+            bad = [column[row - rows.first] for column in sides if column[row - rows.first].__class__ is not str]
+            if good and not bad:
                 continue
             left_out.append(row - origin)
-            if good and labels is not None:
-                rejected.append(reject(part, row - origin, str(labels[row - rows.first]), before=origin))
+            if good:
+                rejected.append(reject(part, row - origin, str(bad[0]), before=origin))
             elif value != "":
                 fault = NULLS.decode() if value is NULLS else "is null" if value is None else "is not UTF-8"
                 reason = f"column {name!r} {fault}"
@@ -323,10 +338,11 @@ def read_texts(part: Part, rows: Rows, origin: int) -> TextBatch:
     if left_out:
         kept = (records + (origin - rows.first)).tolist()
         values = [values[row] for row in kept]
-        labels = None if labels is None else [labels[row] for row in kept]
+        labels, own_ids = (None if column is None else [column[row] for row in kept] for column in (labels, own_ids))
     return TextBatch(
         texts=values,
         labels=labels,
+        own_ids=own_ids,
         records=records,
         read=len(rows.column),
         empty=len(left_out) - len(rejected),
@@ -353,18 +369,32 @@ def read_labels(part: Part, rows: Rows) -> list[Any] | None:
         return None
     if rows.labels is None:
         return [NO_LABEL] * len(rows.column)
-    if holds_labels(rows.labels.type):
-        values = decode_strings(rows.labels)
+    return spell_column(rows.labels, lambda value: spell_label(value, f"column {name!r}"))
+
+
+def read_own_ids(part: Part, rows: Rows) -> list[Any] | None:
+    """The own id of each row's document, or the BadLabel that says why it has none; None if ids are not kept."""
+    if (name := part.options.id_field) is None:
+        return None
+    if rows.own_ids is None:
+        return [""] * len(rows.column)
+    return spell_column(rows.own_ids, lambda value: spell_own_id(value, f"column {name!r}"))
+
+
+def spell_column(column: pa.Array, spell: Callable[[object], str]) -> list[Any]:
+    """What `spell` makes of each value, or the BadLabel that it raises."""
+    if holds_labels(column.type):
+        values = decode_strings(column)
     else:
         # Not decoded: a timestamp, for instance, may be beyond Python's.
-        values = [() if valid else None for valid in rows.labels.is_valid().to_pylist()]
-    labels: list[Any] = []
+        values = [() if valid else None for valid in column.is_valid().to_pylist()]
+    spelled: list[Any] = []
     for value in values:
         try:
-            labels.append(spell_label(value, f"column {name!r}"))
+            spelled.append(spell(value))
         except BadLabel as reason:
-            labels.append(reason)
-    return labels
+            spelled.append(reason)
+    return spelled
 
 
 def is_long(column: pa.Array) -> bool:
@@ -400,15 +430,17 @@ def read_long_texts(part: Part, rows: Rows, origin: int) -> Iterator[TextBatch]:
     """As `read_texts`, one row per batch, and long rows in pieces."""
     share = rows.consumed
     for row in range(len(rows.column)):
-        labels = None if rows.labels is None else rows.labels.slice(row, 1)
-        one = Rows(rows.column.slice(row, 1), labels, rows.first + row, share)
-        label = read_labels(part, one)
-        value = long_value(one.column) if label is None or label[0].__class__ is str else None
+        one = rows.cut(row, row + 1, share)
+        label, own_id = read_labels(part, one), read_own_ids(part, one)
+        good = all(side is None or side[0].__class__ is str for side in (label, own_id))
+        value = long_value(one.column) if good else None
         pieces = None if value is None else cut_utf8(value)
         if pieces is None:
             batches = iter([read_texts(part, one, origin)])
         else:
-            batches = make_batches(pieces, one.first - origin, None if label is None else label[0])
+            batches = make_batches(
+                pieces, one.first - origin, *(None if side is None else side[0] for side in (label, own_id))
+            )
         for batch in batches:
             yield replace(batch, bytes_read=share)
             share = 0
@@ -452,16 +484,19 @@ def read_ids(part: Part, rows: Rows, origin: int) -> TextBatch:
         + ("is null" if null[row] else "holds a null or an id outside [0, 2**31)")
         for row in np.flatnonzero(bad).tolist()
     }
-    labels = read_labels(part, rows)
-    for row, label in enumerate(labels or ()):
-        if label.__class__ is not str and lengths[row] and not bad[row]:
-            bad[row], reasons[row] = True, str(label)
+    labels, own_ids = read_labels(part, rows), read_own_ids(part, rows)
+    for side in (labels, own_ids):
+        for row, value in enumerate(side or ()):
+            if value.__class__ is not str and lengths[row] and not bad[row]:
+                bad[row], reasons[row] = True, str(value)
     rejected = tuple(reject(part, rows.first - origin + row, reasons[row], before=origin) for row in sorted(reasons))
     kept = ~bad & (lengths > 0)
+    places = np.flatnonzero(kept).tolist()
     return TextBatch(
         ids=values[np.repeat(kept, lengths)].astype(np.int32),
         id_offsets=np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64),
-        labels=None if labels is None else [labels[row] for row in np.flatnonzero(kept).tolist()],
+        labels=None if labels is None else [labels[row] for row in places],
+        own_ids=None if own_ids is None else [own_ids[row] for row in places],
         records=rows.first - origin + np.flatnonzero(kept),
         read=len(column),
         empty=int((~bad & (lengths == 0)).sum()),

@@ -21,7 +21,7 @@ from exact_prep.batches import TextBatch
 from exact_prep.errors import SourceError
 from exact_prep.sources.batching import BATCH_BYTES, count_utf8_bytes, number_records, reject, reject_rest
 from exact_prep.sources.jsonl import EXPLODED, TOO_LONG, group_lines
-from exact_prep.sources.labels import BadLabel, label_field, spell_label
+from exact_prep.sources.labels import BadLabel, label_field, spell_label, spell_own_id
 from exact_prep.sources.streams import BLOCK, Damaged, split_suffix, whole_blocks
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ class RowGatherer:
         self._column = 0
         self._label_field = label_field(part.options)
         self._label_column: int | None = None
+        self._id_field = part.options.id_field
+        self._id_column: int | None = None
         self._clear()
 
     def take(self, row: list[str], line: int) -> None:
@@ -170,7 +172,7 @@ class RowGatherer:
         elif not is_unicode(text):
             self._reject(number, line, f"column {self._header[self._column]!r} is not UTF-8")
         elif text:
-            if self._label_field is not None and not self._take_label(row, number, line):
+            if not self._take_label(row, number, line):
                 return
             self._texts.append(text)
             self._size += len(text)
@@ -184,6 +186,8 @@ class RowGatherer:
         self._column = pick_column(self._part, row, name, "--text-field")
         if self._label_field in row:
             self._label_column = pick_column(self._part, row, self._label_field, "--source-from")
+        if self._id_field in row:
+            self._id_column = pick_column(self._part, row, self._id_field, "--id-field")
 
     def reject_row(self, reason: str, line: int) -> None:
         """Skip a row that begins in `line` and cannot be read; raises Damaged if it is the header."""
@@ -193,13 +197,22 @@ class RowGatherer:
         self.count += 1
 
     def _take_label(self, row: list[str], number: int, line: int) -> bool:
-        """Take the label of a row; False if the row is rejected for it."""
-        value = None if self._label_column is None else row[self._label_column]
+        """Take the label and the id of a row, where they are wanted; False if the row is rejected for one of them."""
+        label = own_id = None
         try:
-            self._labels.append(spell_label(value, f"column {self._label_field!r}"))
+            if self._label_field is not None:
+                value = None if self._label_column is None else row[self._label_column]
+                label = spell_label(value, f"column {self._label_field!r}")
+            if self._id_field is not None:
+                value = None if self._id_column is None else row[self._id_column]
+                own_id = spell_own_id(value, f"column {self._id_field!r}")
         except BadLabel as reason:
             self._reject(number, line, str(reason))
             return False
+        if label is not None:
+            self._labels.append(label)
+        if own_id is not None:
+            self._own_ids.append(own_id)
         return True
 
     def _reject(self, number: int, line: int, reason: str) -> None:
@@ -215,6 +228,7 @@ class RowGatherer:
         batch = TextBatch(
             texts=self._texts,
             labels=None if self._label_field is None else self._labels,
+            own_ids=None if self._id_field is None else self._own_ids,
             records=number_records(self._first, self.count - self._first, self._left_out),
             read=self.count - self._first,
             empty=len(self._left_out) - len(self._rejected),
@@ -230,6 +244,7 @@ class RowGatherer:
         self._size = 0
         self._texts: list[str] = []
         self._labels: list[str] = []
+        self._own_ids: list[str] = []
         self._left_out: list[int] = []
         self._rejected: list[Rejected] = []
 

@@ -323,6 +323,8 @@ def check_format(path: str, row: Format, options: SourceOptions) -> None:
     check_utf8(path)
     if options.ids_field is not None and not row.has_ids:
         raise UsageError(f"{path} is {row.name}, which holds no token ids;\nleave it out, or leave out --ids-field")
+    if not row.has_fields and options.id_field is not None:
+        raise UsageError(f"{path} is {row.name}, which has no fields;\nleave it out, or leave out --id-field")
     if not row.has_fields and label_field(options) is not None:
         raise UsageError(
             f"{path} is {row.name}, which has no fields;\n"

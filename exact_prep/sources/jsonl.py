@@ -30,7 +30,7 @@ from exact_prep.sources.batching import (
     reject_rest,
 )
 from exact_prep.sources.fields import MISSING, compile_fields, find_value, list_names
-from exact_prep.sources.labels import BadLabel, label_field, spell_label
+from exact_prep.sources.labels import BadLabel, label_field, spell_label, spell_own_id
 from exact_prep.sources.long_texts import LONG, cut_json_text, make_batches
 from exact_prep.sources.streams import (
     BLOCK,
@@ -87,6 +87,8 @@ class Fields(NamedTuple):
     """Text or token ids."""
     label: Any = None
     """What the source label is made from, if it comes from the record."""
+    own_id: Any = None
+    """What the document's own id is made from, if ids are kept."""
 
 
 class Group(NamedTuple):
@@ -257,7 +259,9 @@ def decode_groups(part: Part, groups: Iterable[Group]) -> Iterator[TextBatch]:
     decode = make_decoder(part.options)
     names, source_field = part.options.text_field, label_field(part.options)
     # A name with a dot may lead into an object, where long texts are not looked for.
-    simple = part.options.ids_field is None and len(names) == 1 and "." not in names[0] + (source_field or "")
+    id_field = part.options.id_field
+    simple = part.options.ids_field is None and len(names) == 1
+    simple = simple and "." not in names[0] + (source_field or "") + (id_field or "")
     first = consumed = 0
     try:
         for group in groups:
@@ -265,12 +269,12 @@ def decode_groups(part: Part, groups: Iterable[Group]) -> Iterator[TextBatch]:
             share = group.consumed
             for records in split_runs(group.records):
                 long = simple and len(records) == 1 and len(records[0]) >= LONG
-                cut = cut_json_text(records[0], names[0], source_field) if long else None
+                cut = cut_json_text(records[0], names[0], source_field, id_field) if long else None
                 if cut is None:
                     read = [bytes(one) if isinstance(one, Span) else one for one in records]
                     batches = iter([decode_records(part, decode, read, first)])
                 else:
-                    batches = make_batches(cut.pieces, first, cut.label)
+                    batches = make_batches(cut.pieces, first, cut.label, cut.own_id)
                 for batch in batches:
                     yield replace(batch, bytes_read=share)
                     share = 0
@@ -298,8 +302,10 @@ def decode_records(
 ) -> TextBatch:
     """One batch; `first` is the number of its first record."""
     wants_ids, source_field = part.options.ids_field is not None, label_field(part.options)
+    id_field = part.options.id_field
     labels: list[str] | None = None if source_field is None else []
-    more = wants_ids or labels is not None
+    own_ids: list[str] | None = None if id_field is None else []
+    more = wants_ids or labels is not None or own_ids is not None
     values: list[Any] = []
     left_out: list[int] = []
     rejected: list[Rejected] = []
@@ -313,8 +319,12 @@ def decode_records(
             if more:
                 if wants_ids:
                     value = convert_ids(value)
-                if labels is not None and len(value):
-                    labels.append(spell_label(fields.label, f"field {source_field!r}"))
+                if len(value):
+                    label = None if labels is None else spell_label(fields.label, f"field {source_field!r}")
+                    if own_ids is not None:
+                        own_ids.append(spell_own_id(fields.own_id, f"field {id_field!r}"))
+                    if labels is not None and label is not None:
+                        labels.append(label)
         except (Unusable, BadLabel) as reason:
             rejected.append(reject(part, number, str(reason)))
             left_out.append(number)
@@ -327,6 +337,7 @@ def decode_records(
         values,
         wants_ids=wants_ids,
         labels=labels,
+        own_ids=own_ids,
         records=number_records(first, len(records), left_out),
         read=len(records),
         empty=len(left_out) - len(rejected),
@@ -335,17 +346,23 @@ def decode_records(
 
 
 def make_decoder(options: SourceOptions) -> Callable[[bytes | bytearray], Any]:
-    """What decodes one record's fields, as `.value` and, if labels come from records, `.label`; raises REFUSALS."""
+    """What decodes one record's fields, as `.value` and, if they come from records, `.label` and `.own_id`.
+
+    It raises REFUSALS.
+    """
     names: list[str] = [*options.text_field] if options.ids_field is None else [options.ids_field]
     kind: Any = str if options.ids_field is None else list[int]
     source_field = label_field(options)
-    if len(names) > 1 or "." in names[0] + (source_field or ""):
-        return make_nested_decoder(names, kind, source_field)
+    if len(names) > 1 or "." in names[0] + (source_field or "") + (options.id_field or ""):
+        return make_nested_decoder(names, kind, source_field, options.id_field)
     rename = {"value": names[0]}
     types: list[Any] = [("value", kind)]
     if source_field is not None:
         rename["label"] = source_field
         types.append(("label", LABEL, None))
+    if options.id_field is not None:
+        rename["own_id"] = options.id_field
+        types.append(("own_id", LABEL, None))
     try:
         record = msgspec.defstruct("Record", types, rename=rename, gc=False)
     except ValueError:
@@ -355,23 +372,23 @@ def make_decoder(options: SourceOptions) -> Callable[[bytes | bytearray], Any]:
 
 
 def make_nested_decoder(
-    names: Sequence[str], kind: Any, source_field: str | None
+    names: Sequence[str], kind: Any, source_field: str | None, id_field: str | None
 ) -> Callable[[bytes | bytearray], Any]:
     """As `make_decoder`, for fields inside objects and for several names."""
     wanted = [(name, kind) for name in names]
-    if source_field is not None:
-        wanted.append((source_field, LABEL))
-    read = compile_fields(wanted)
+    more = [(field, LABEL) for field in (source_field, id_field) if field is not None]
+    read = compile_fields(wanted + more)
     if read is None:
         return refuse
     count = len(names)
 
     def decode(record: bytes | bytearray) -> Fields:
         values = read(record)
-        label = values[count] if source_field is not None else None
+        label = values[count] if source_field is not None else MISSING
+        own_id = values[-1] if id_field is not None else MISSING
         for value in values[:count]:
             if value is not MISSING:
-                return Fields(value, None if label is MISSING else label)
+                return Fields(value, None if label is MISSING else label, None if own_id is MISSING else own_id)
         return refuse(record)
 
     return decode
@@ -418,7 +435,8 @@ def decode_again(record: bytes | bytearray, options: SourceOptions) -> Fields:
             raise Unusable(f"field {field!r} holds {what} at character {error.start}") from error
     source_field = label_field(options)
     label = MISSING if source_field is None else find_value(values, source_field)
-    return Fields(value, None if label is MISSING else label)
+    own_id = MISSING if options.id_field is None else find_value(values, options.id_field)
+    return Fields(value, None if label is MISSING else label, None if own_id is MISSING else own_id)
 
 
 def find_field(values: dict[str, Any], names: Sequence[str], option: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Source labels: what makes one from a field's value, and which document of a task has which label."""
+"""Source labels and documents' own ids: how a field's value is spelled; which document of a task has which label."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ TOO_MANY = (
 )
 
 
+MAX_OWN_ID = 1 << 16
+"""Characters in a document's own id, at most: a URL is far shorter."""
+
+
 class BadLabel(ValueError):
-    """A field whose value gives no label. Its text is the reason."""
+    """A field whose value gives no label, or no id. Its text is the reason."""
 
 
 def label_field(options: SourceOptions) -> str | None:
@@ -39,12 +43,19 @@ def label_field(options: SourceOptions) -> str | None:
 
 
 def spell_label(value: object, where: str) -> str:
-    """The label that a field's value gives; raises BadLabel if it gives none.
+    """The label that a field's value gives; raises BadLabel if it gives none. `where` names the field in the reason."""
+    return spell_value(value, where, "a source label", MAX_LABEL) or NO_LABEL
 
-    Numbers and booleans are spelled as JSON spells them. `where` names the field in the reason.
-    """
-    if value is None or value == "":
-        return NO_LABEL
+
+def spell_own_id(value: object, where: str) -> str:
+    """A document's own id from a field's value, empty if that is missing or null; raises BadLabel."""
+    return spell_value(value, where, "a document's id", MAX_OWN_ID)
+
+
+def spell_value(value: object, where: str, what: str, longest: int) -> str:
+    """A field's value as text: numbers and booleans as JSON spells them, nothing for null. Raises BadLabel."""
+    if value is None:
+        return ""
     if isinstance(value, bool | int | float):
         text = json.dumps(value)
     elif isinstance(value, str):
@@ -52,9 +63,9 @@ def spell_label(value: object, where: str) -> str:
     elif isinstance(value, bytes):
         raise BadLabel(f"{where} is not UTF-8")
     else:
-        raise BadLabel(f"{where} is not a string, a number or a boolean, as a source label must be")
-    if len(text) > MAX_LABEL:
-        raise BadLabel(f"{where} has {len(text)} characters; a source label has at most {MAX_LABEL}")
+        raise BadLabel(f"{where} is not a string, a number or a boolean, as {what} must be")
+    if len(text) > longest:
+        raise BadLabel(f"{where} has {len(text)} characters; {what} has at most {longest}")
     if not text.isascii():
         try:
             text.encode()

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from exact_prep.batches import TextBatch
-from exact_prep.sources.labels import BadLabel, spell_label
+from exact_prep.sources.labels import BadLabel, spell_label, spell_own_id
 from exact_prep.sources.streams import Span
 from exact_prep.sources.text import PIECE, WORD_BREAK_REACH, find_break
 
@@ -36,12 +36,16 @@ class CutText(NamedTuple):
     pieces: Iterator[str]
     label: str | None
     """Its source label, if that comes from the record."""
+    own_id: str | None = None
+    """Its own id, if ids are kept."""
 
 
-def cut_json_text(record: bytes | bytearray | Span, field: str, source_field: str | None = None) -> CutText | None:
+def cut_json_text(
+    record: bytes | bytearray | Span, field: str, source_field: str | None = None, id_field: str | None = None
+) -> CutText | None:
     """The string in a field of a JSON object, in pieces; None if it is short or may be bad.
 
-    It is also None if `source_field` is given and may give no label.
+    It is also None if `source_field` is given and may give no label, or `id_field` and may give no id.
     """
     data = record if isinstance(record, Span) else memoryview(record)
     edges = [(start, stop) for start, stop in find_strings(data) if stop - start >= LONG]
@@ -51,7 +55,8 @@ def cut_json_text(record: bytes | bytearray | Span, field: str, source_field: st
     between = [bytes(data[start:stop]) for start, stop in zip(cuts[::2], cuts[1::2], strict=True)]
     # The long strings are replaced by names, the first time by some, the second time by others: a value that is a
     # string's name both times is that string.
-    values, sources = zip(*(raw_values(between, name, field, source_field) for name in (b"a", b"b")), strict=True)
+    names = (field, source_field, id_field)
+    values, sources, own_ids = zip(*(raw_values(between, stand_in, *names) for stand_in in (b"a", b"b")), strict=True)
     chosen = None
     for number, (start, stop) in enumerate(edges):
         texts = checked_pieces(
@@ -63,15 +68,23 @@ def cut_json_text(record: bytes | bytearray | Span, field: str, source_field: st
             chosen = texts
     if chosen is None:
         return None
-    if source_field is None:
-        return CutText(chosen, None)
-    if sources[0] != sources[1]:
-        return None  # it is a long string itself, or holds one
     try:
-        value = msgspec.json.decode(sources[0], type=str | int | float | bool | None)
-        return CutText(chosen, spell_label(value, source_field))
+        return CutText(
+            chosen,
+            spell_raw(sources, source_field, spell_label),
+            spell_raw(own_ids, id_field, spell_own_id),
+        )
     except (msgspec.MsgspecError, UnicodeDecodeError, BadLabel):
         return None
+
+
+def spell_raw(values: tuple[bytes | None, ...], field: str | None, spell: Callable[[object, str], str]) -> str | None:
+    """The label or id in a field's two values, None without a field; raises BadLabel, MsgspecError."""
+    if field is None:
+        return None
+    if values[0] is None or values[0] != values[1]:
+        raise BadLabel(f"{field} is a long string itself, or holds one")
+    return spell(msgspec.json.decode(values[0], type=str | int | float | bool | None), field)
 
 
 def find_strings(data: memoryview | Span) -> Iterator[tuple[int, int]]:
@@ -95,25 +108,27 @@ def find_strings(data: memoryview | Span) -> Iterator[tuple[int, int]]:
 
 
 def raw_values(
-    between: list[bytes], name: bytes, field: str, source_field: str | None
-) -> tuple[bytes | None, bytes | None]:
-    """The values of two fields as they are spelled in a JSON object; null for the second if it is missing.
+    between: list[bytes], name: bytes, field: str, source_field: str | None, id_field: str | None
+) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """The values of three fields as they are spelled in a JSON object; null for the last two if they are missing.
 
     `between` is the object without the insides of some strings; in place of each stands `name` and its number. None
-    twice if this is no object, or one without the first field.
+    for all if this is no object, or one without the first field.
     """
     names = [b"%b%d" % (name, number) for number in range(len(between) - 1)]
     types: list[Any] = [("value", msgspec.Raw)]
     rename = {"value": field}
-    if source_field is not None:
-        types.append(("label", msgspec.Raw, msgspec.Raw(b"null")))
-        rename["label"] = source_field
+    for place, more in (("label", source_field), ("own_id", id_field)):
+        if more is not None:
+            types.append((place, msgspec.Raw, msgspec.Raw(b"null")))
+            rename[place] = more
     try:
         wanted = msgspec.defstruct("Long", types, rename=rename, gc=False)
         record: Any = msgspec.json.decode(b"".join(chain(*zip_longest(between, names, fillvalue=b""))), type=wanted)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None, None
-    return bytes(record.value), None if source_field is None else bytes(record.label)
+        return None, None, None
+    label = None if source_field is None else bytes(record.label)
+    return bytes(record.value), label, None if id_field is None else bytes(record.own_id)
 
 
 def cut_utf8(value: memoryview) -> Iterator[str] | None:
@@ -170,12 +185,17 @@ def find_json_cut(data: bytes, limit: int) -> int:
     return 0
 
 
-def make_batches(texts: Iterator[str], record: int, label: str | None) -> Iterator[TextBatch]:
+def make_batches(
+    texts: Iterator[str], record: int, label: str | None, own_id: str | None = None
+) -> Iterator[TextBatch]:
     """The batches of a document given in pieces."""
-    records = np.array([record], np.int64)
-    labels = None if label is None else [label]
+    columns: dict[str, Any] = {
+        "records": np.array([record], np.int64),
+        "labels": None if label is None else [label],
+        "own_ids": None if own_id is None else [own_id],
+    }
     text = next(texts)
     for following in texts:
-        yield TextBatch(texts=[text], labels=labels, records=records, continues=True, text_bytes=len(text.encode()))
+        yield TextBatch(texts=[text], continues=True, text_bytes=len(text.encode()), **columns)
         text = following
-    yield TextBatch(texts=[text], labels=labels, records=records, read=1, text_bytes=len(text.encode()))
+    yield TextBatch(texts=[text], read=1, text_bytes=len(text.encode()), **columns)

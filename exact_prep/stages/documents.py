@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, TextIO
 
 from exact_prep.errors import LedgerError
 from exact_prep.records.manifest import DocumentCounts, TokenLedger
+from exact_prep.records.tables import DOCUMENTS
 from exact_prep.stores.local import explained, sync_file
+from exact_prep.zero_copy import as_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
     from exact_prep.batches import Rejected, TextBatch, TokenBatch
     from exact_prep.sources import RecordPlaces
@@ -60,6 +64,40 @@ class Documents:
         if counts.records != counts.packed + counts.empty + counts.rejected:
             raise LedgerError(f"records read and records accounted for differ, please report this: {counts!r}")
         return counts
+
+
+class OwnIds:
+    """The own ids of one task's documents, kept until the task ends: as Arrow, not as Python's strings."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Ids that are not empty."""
+        self._batches: list[pa.RecordBatch] = []
+        self._last = -1
+
+    def add(self, texts: TextBatch) -> None:
+        """Take the ids of a batch; a document that continues from the batch before is taken already."""
+        import pyarrow as pa
+
+        if texts.own_ids is None:
+            return
+        fresh = int(texts.records.size and texts.records[0] == self._last)
+        records, own_ids = texts.records[fresh:], texts.own_ids[fresh:]
+        if records.size:
+            self._last = int(records[-1])
+            self.count += sum(map(bool, own_ids))
+            columns = [as_arrow(records), pa.array(own_ids, pa.string())]
+            self._batches.append(pa.RecordBatch.from_arrays(columns, names=list(DOCUMENTS)))
+
+    def encode(self) -> bytes:
+        """The table of documents, as Parquet."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_batches(self._batches, pa.schema(list(DOCUMENTS.items())))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", store_schema=False)
+        return sink.getvalue().to_pybytes()
 
 
 class RejectedList:

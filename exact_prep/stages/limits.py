@@ -74,6 +74,8 @@ def contents(batch: TextBatch, first: int, last: int) -> dict[str, Any]:
     columns: dict[str, Any] = {"records": batch.records[first:last], "texts": batch.texts[first:last]}
     if batch.labels is not None:
         columns["labels"] = batch.labels[first:last]
+    if batch.own_ids is not None:
+        columns["own_ids"] = batch.own_ids[first:last]
     if batch.ids is not None and batch.id_offsets is not None:
         offsets = batch.id_offsets[first : last + 1]
         columns |= {"ids": batch.ids[offsets[0] : offsets[-1]], "id_offsets": offsets - offsets[0]}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from exact_prep.dataset import shard_name
+from exact_prep.dataset import documents_name, shard_name
 from exact_prep.errors import LedgerError
 from exact_prep.packing import Packer
 from exact_prep.records import encode
@@ -26,7 +26,7 @@ from exact_prep.records.work import PackedCounts, ShardRecord, SourceCounts, Tas
 from exact_prep.shards import ShardWriter
 from exact_prep.sources import RecordPlaces, SourceLabels
 from exact_prep.stages.content import ContentHash, hashed
-from exact_prep.stages.documents import Documents, RejectedList
+from exact_prep.stages.documents import Documents, OwnIds, RejectedList
 from exact_prep.stages.lengths import LengthHistogram
 from exact_prep.stages.limits import within_limits
 from exact_prep.stores import open_store
@@ -118,7 +118,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     )
     with ExitStack() as stack:
         rejected = stack.enter_context(RejectedList(work.scratch(rejected_name(task.index, task.key))))
-        labels, lengths = SourceLabels(), LengthHistogram()
+        labels, lengths, own_ids = SourceLabels(), LengthHistogram(), OwnIds()
         documents = Documents(rejected, places)
         parts = [stack.enter_context(Part(task, seq_len, labels)) for seq_len in task.options.packing.seq_lens]
         content = ContentHash()
@@ -126,6 +126,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         for texts, batches in within_limits(coming, tokenizer.encode, source):
             documents.read(texts)
             labels.add(texts)
+            own_ids.add(texts)
             for tokens in batches:
                 documents.encoded(tokens)
                 lengths.add(tokens, labels)
@@ -134,6 +135,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
                 meter.add(0, tokens.ids.size)
             meter.add(texts.bytes_read)
         packed = {part.seq_len: part.finish(documents.ledger, lengths) for part in parts}
+        checksum = None if source.id_field is None else write_own_ids(task, own_ids)
         histogram = lengths.encode()
         work.write(lengths_name(task.index, task.key), histogram)
         if rejected.close():
@@ -146,6 +148,8 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         parity_texts=tokenizer.parity_texts,
         parity_bytes=tokenizer.parity_bytes,
         labels=tuple(labels.names),
+        documents_xxh3=checksum,
+        own_ids=own_ids.count,
         lengths_xxh3=xxhash.xxh3_128_hexdigest(histogram),
         packed=packed,
     )
@@ -153,11 +157,20 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     return record.labels
 
 
+def write_own_ids(task: PackTask, own_ids: OwnIds) -> str:
+    """Write the table of documents into each dataset; returns its checksum."""
+    data = own_ids.encode()
+    for url in task.homes.values():
+        open_store(url).write(documents_name(task.index), data)
+    return xxhash.xxh3_128_hexdigest(data)
+
+
 def discard_task(index: int, key: str, work: Store, homes: Iterable[Store]) -> None:
     """Remove what an earlier attempt left: the record first, then shards from the last to the first."""
     for name in (record_name, rejected_name, lengths_name):
         work.remove(name(index, key))
     for home in homes:
+        home.remove(documents_name(index))
         count = 0
         while home.size(shard_name(index, count)) is not None:
             count += 1

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 
 from exact_prep.errors import DatasetError, StorageError
+from exact_prep.records.tables import decode_documents
 from exact_prep.shards import Shard, open_shard
 from exact_prep.stages.lengths import sum_lengths
 from exact_prep.stores.local import explained
@@ -42,6 +44,9 @@ class VerifyTask:
     """Records that the task read: document ids lie below."""
     documents: int
     """Documents that the task packed."""
+    own_ids: Path | None
+    """The table of documents' own ids, if there is one."""
+    own_ids_xxh3: str
     sources: int
     """Labels of the task: values of `sources` lie below."""
     masked: bool
@@ -111,8 +116,28 @@ def verify_shards(task: VerifyTask, meter: Meter) -> Verified:
         segments = np.concatenate(columns, axis=1) if columns else np.zeros((6, 0), np.int64)
         segments = segments[:, np.lexsort((segments[1], segments[0]))]
         verified.findings += check_documents(segments, task)
+        verified.findings += check_own_ids(segments[0], task)
         count_documents(segments, verified, task)
     return verified
+
+
+def check_own_ids(doc_ids: np.ndarray, task: VerifyTask) -> Iterator[str]:
+    """Findings about the table of documents' own ids; `doc_ids[S]` are the documents of all segments."""
+    if task.own_ids is None:
+        return
+    try:
+        with explained("read", task.own_ids):
+            data = task.own_ids.read_bytes()
+        if xxhash.xxh3_128_hexdigest(data) != task.own_ids_xxh3:
+            yield f"{task.own_ids} is not the file that was written (checksum)"
+            return
+        known = decode_documents(data, task.own_ids)
+    except (DatasetError, StorageError) as error:
+        yield str(error)
+        return
+    missing = [doc_id for doc_id in np.unique(doc_ids).tolist() if doc_id not in known]
+    if missing:
+        yield f"{task.own_ids}: there is no document {missing[0]}, which is in the task's rows"
 
 
 def check_counts(shard: Shard, record: ShardRecord, task: VerifyTask) -> Iterator[str]:
