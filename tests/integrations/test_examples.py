@@ -61,5 +61,14 @@ def test_an_example_runs_the_same_where_weights_are_in_a_table(name, packed):
     assert run_example(name, packed / "table") == pytest.approx(run_example(name, packed / "column"), rel=0.05)
 
 
+def test_the_loop_runs_on_two_processes(packed):
+    framework("torch")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*start, EXAMPLES / "torch_loop.py", packed / "column", 2]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"step [01]: loss [\d.]+", done.stdout)) == 4, done.stdout
+
+
 def test_no_example_is_left_out():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NEEDS) | NO_SCRIPTS

@@ -128,6 +128,32 @@ def test_gradients_of_a_large_denominator_are_not_lost_in_float16():
     assert max(map(relative, got, want)) < 5e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_chunked_loss_compiles_into_one_graph(bias):
+    hidden, head, offset, labels, weights = linear_case(bias=bias)
+    plain = [own.clone().detach().requires_grad_() if own is not None else None for own in (hidden, head, offset)]
+    options = {"chunk": 7, "align": "prediction"}
+    want = linear_weighted_cross_entropy(*plain[:2], labels, weights, bias=plain[2], **options)
+    want.backward()
+    compiled = torch.compile(linear_weighted_cross_entropy, backend="aot_eager", fullgraph=True)
+    loss = compiled(hidden, head, labels, weights, bias=offset, **options)
+    loss.backward()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-6)
+    for got, own in zip((hidden, head, offset), plain, strict=True):
+        if own is not None:
+            torch.testing.assert_close(got.grad, own.grad)
+
+
+def test_a_second_derivative_of_the_chunked_loss_is_refused():
+    hidden, head, _, labels, weights = linear_case()
+    factor = torch.ones((), requires_grad=True)
+    loss = factor * linear_weighted_cross_entropy(hidden, head, labels, weights)
+    (gradient,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 class Largest(TorchDispatchMode):
     """Watches the largest tensor any operation makes."""
 

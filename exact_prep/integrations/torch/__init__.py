@@ -3,6 +3,7 @@
     data.py        Collator and Loader: rows to batches of tensors, sharded over ranks, with exact resume
     loss.py        weighted_cross_entropy, linear_weighted_cross_entropy (never makes the full logits), denominator
     head.py        computes the weighted loss at the output head of someone else's model (used by transformers.py)
+    linear.py      the chunked loss as one operator, for torch.compile
     carried.py     carry, carried: a weight inside its int64 label, for trainers that move labels but no other column
     isolation.py   assert_documents_isolated: packed documents must not see each other
 

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from exact_prep.errors import UsageError
+from exact_prep.integrations.torch.linear import sum_linear_loss
 from exact_prep.reader.columns import IGNORED, check_align
 
 if TYPE_CHECKING:
@@ -60,18 +61,16 @@ def linear_weighted_cross_entropy(
 
     `hidden[..., L, H]`, `head[V, H]`, `bias[V]`. Targets without weight are skipped. Gradients are computed in the
     forward pass, so that logits are computed only once. Peak memory is about 2 * chunk * V * 4 bytes, plus two float32
-    gradients of the head. Raises UsageError if shapes differ or `chunk` is below 1.
+    gradients of the head. One graph under torch.compile. Raises UsageError if shapes differ or `chunk` is below 1.
     """
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}; it must be at least 1 target")
     labels, weights = _aligned(hidden.shape[:-1], labels, weights, align)
-    kept = weights.flatten().nonzero().squeeze(-1)
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, head = hidden.to(dtype), head.to(dtype)
-    chosen = hidden.flatten(0, -2).index_select(0, kept)
     # Divide afterwards: a single target's gradient divided by 100K would be too small for float16.
-    loss: Tensor = _LinearLoss.apply(chosen, head, bias, labels.flatten()[kept], weights.flatten()[kept], chunk)
+    loss = sum_linear_loss(hidden.flatten(0, -2), head, bias, labels.flatten(), weights.flatten(), chunk)
     return loss / _divisor(weights, denominator)
 
 
@@ -119,48 +118,3 @@ def _aligned(shape: torch.Size, labels: Tensor, weights: Tensor, align: Align) -
 def _divisor(weights: Tensor, given: Tensor | float | None) -> Tensor:
     total = weights.sum() if given is None else torch.as_tensor(given, device=weights.device, dtype=torch.float32)
     return torch.where(total == 0, torch.ones_like(total), total)
-
-
-class _LinearLoss(torch.autograd.Function):
-    """Sum over targets of weight * cross-entropy, computed chunk by chunk together with its gradients."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, weights: Tensor, chunk: int
-    ) -> Tensor:
-        wants_hidden, wants_head, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, labels.numel(), chunk):
-                here = slice(start, start + chunk)
-                logits = functional.linear(hidden[here], head, None if bias is None else bias.to(head.dtype)).float()
-                norms = logits.logsumexp(-1, keepdim=True)
-                targets = labels[here, None]
-                loss += ((norms - logits.gather(1, targets)).squeeze(1) * weights[here]).sum()
-                if grad_hidden is None and grad_head is None and grad_bias is None:
-                    continue
-                # d loss / d logits = weight * (softmax - one-hot of the target), computed in place of the logits.
-                grads = logits.sub_(norms).exp_().mul_(weights[here, None])
-                grads.scatter_add_(1, targets, -weights[here, None])
-                if grad_bias is not None:
-                    grad_bias += grads.sum(0)
-                grads = grads.to(head.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[here] = grads @ head
-                if grad_head is not None:
-                    grad_head += grads.T @ hidden[here]
-        ctx.save_for_backward(grad_hidden, grad_head, grad_bias)
-        ctx.dtypes = (hidden.dtype, head.dtype, None if bias is None else bias.dtype)
-        return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        grads = [
-            None if grad is None else (grad * grad_output).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return *grads, None, None, None

@@ -1,0 +1,105 @@
+"""The chunked loss of a linear head as one operator, so that torch.compile sees neither its loop nor its targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def sum_linear_loss(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, weights: Tensor, chunk: int
+) -> Tensor:
+    """Sum over targets of weight * cross-entropy of `hidden[N, H] @ head[V, H].T + bias[V]`, a float32 scalar.
+
+    `labels[N]` int64, `weights[N]` float32; targets of weight 0 are left out. Differentiable once, in hidden, head and
+    bias.
+    """
+    loss: Tensor = _LinearLoss.apply(hidden, head, bias, labels, weights, chunk)
+    return loss
+
+
+class _LinearLoss(torch.autograd.Function):
+    """The sum, with its gradients computed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, weights: Tensor, chunk: int
+    ) -> Tensor:
+        wants = [hidden.requires_grad, head.requires_grad, bias is not None and bias.requires_grad]
+        loss, *grads = _compute(hidden, head, bias, labels, weights, chunk, *wants)
+        ctx.save_for_backward(*grads)
+        inputs = zip((hidden, head, bias), wants, strict=True)
+        ctx.dtypes = [own.dtype if own is not None and wanted else None for own, wanted in inputs]
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        grads = [
+            None if dtype is None else (grad * grad_output).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *grads, None, None, None
+
+
+@torch.library.custom_op("exact_prep::linear_loss", mutates_args=())
+def _compute(
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    weights: Tensor,
+    chunk: int,
+    wants_hidden: bool,
+    wants_head: bool,
+    wants_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum, and its gradients in hidden (its dtype), head and bias (float32); empty where not wanted."""
+    kept = weights.nonzero().squeeze(-1)
+    grad_hidden = torch.zeros_like(hidden) if wants_hidden else hidden.new_empty(0)
+    grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else head.new_empty(0)
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else head.new_empty(0)
+    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for here in kept.split(chunk):
+            own, targets, factors = hidden[here], labels[here, None], weights[here, None]
+            logits = functional.linear(own, head, None if bias is None else bias.to(head.dtype)).float()
+            norms = logits.logsumexp(-1, keepdim=True)
+            loss += ((norms - logits.gather(1, targets)) * factors).sum()
+            if not (wants_hidden or wants_head or wants_bias):
+                continue
+            # d loss / d logits = weight * (softmax - one-hot of the target), computed in place of the logits.
+            grads = logits.sub_(norms).exp_().mul_(factors)
+            grads.scatter_add_(1, targets, -factors)
+            if wants_bias:
+                grad_bias += grads.sum(0)
+            grads = grads.to(head.dtype)
+            if wants_hidden:
+                grad_hidden[here] = grads @ head
+            if wants_head:
+                grad_head += grads.T @ own
+    return loss, grad_hidden, grad_head, grad_bias
+
+
+@_compute.register_fake
+def _describe(
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    weights: Tensor,
+    chunk: int,
+    wants_hidden: bool,
+    wants_head: bool,
+    wants_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of what `_compute` gives."""
+    return (
+        hidden.new_empty((), dtype=torch.float32),
+        torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0),
+        torch.empty_like(head, dtype=torch.float32) if wants_head else head.new_empty(0),
+        torch.empty_like(bias, dtype=torch.float32) if bias is not None and wants_bias else head.new_empty(0),
+    )
