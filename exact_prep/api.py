@@ -36,12 +36,17 @@ UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 """Row lengths are powers of two: a thousand is 1,024."""
 
 
-def parse_seq_len(value: int | str) -> int:
-    """Tokens per row from 4096, "4096", "4k", "16K" or "1M"; raises UsageError."""
+def parse_tokens(value: int | str, option: str) -> int:
+    """A number of tokens from 4096, "4096", "4k", "16K" or "1M"; raises UsageError that names the option."""
     found = re.fullmatch(r"([0-9]{1,18})([kKmM]?)", str(value))
     if found is None:
-        raise UsageError(f"--seq-len {value}: a number of tokens, such as 4096, 4k or 16K (k is 1,024)")
-    length = int(found[1]) * UNITS[found[2].lower()]
+        raise UsageError(f"{option} {value}: a number of tokens, such as 4096, 4k or 16K (k is 1,024)")
+    return int(found[1]) * UNITS[found[2].lower()]
+
+
+def parse_seq_len(value: int | str) -> int:
+    """Tokens per row from 4096, "4096", "4k", "16K" or "1M"; raises UsageError."""
+    length = parse_tokens(value, "--seq-len")
     if length > MAX_SEQ_LEN:
         raise UsageError(f"--seq-len {value}: a row holds at most {MAX_SEQ_LEN:,} tokens")
     if length < 2:
@@ -77,6 +82,9 @@ def pack(
     pad_token: str | None = None,
     packing: Packing = "concat",
     shuffle: int | None = None,
+    pack_window: int | str | None = None,
+    max_segments: int | None = None,
+    rows_multiple_of: int | None = None,
     loss_weights: LossWeights = "column",
     task_size: int | None = None,
     workers: int | None = 1,
@@ -131,7 +139,14 @@ def pack(
                     bos_token=bos_token,
                     pad_token=pad_token,
                 ),
-                packing=PackingOptions(seq_lens=tuple(map(parse_seq_len, lengths)), packing=packing, shuffle=shuffle),
+                packing=PackingOptions(
+                    seq_lens=tuple(map(parse_seq_len, lengths)),
+                    packing=packing,
+                    shuffle=shuffle,
+                    window_tokens=None if pack_window is None else parse_tokens(pack_window, "--pack-window"),
+                    max_segments=max_segments,
+                    rows_multiple_of=rows_multiple_of,
+                ),
                 loss_weights=loss_weights,
             )
         manifests = run(

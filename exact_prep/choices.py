@@ -21,6 +21,9 @@ MAX_COUNT = 2**63 - 1
 MAX_SEQ_LEN = 2**27
 """Tokens per row, at most."""
 
+MAX_ROW_MULTIPLE = 1 << 20
+"""Rows that a dataset may be completed to a multiple of, at most: no job has more ranks."""
+
 MAX_WEIGHT = 65504.0
 """The largest finite float16: weights are stored as float16."""
 

@@ -3,7 +3,8 @@
 A packer takes pieces (documents, or parts of a document that is too long for memory) and returns rows in batches. It
 first plans segments, then copies tokens. A plan consists of columns, so that shuffling rows means reordering a plan.
 
-    concat     documents end to end, cut at row edges; only the last row of a task is padded
+    concat     documents end to end, cut at row edges; only the last row of a task is padded, or rows that hold as
+               many segments as a row may
     best-fit   documents longer than a row give full rows and a remainder; remainders and short documents are packed
                by best-fit decreasing over a bounded window; rows are in corpus order
 """
@@ -17,7 +18,7 @@ import numpy as np
 
 from exact_prep.batches import Rows, TokenBatch
 from exact_prep.kernels.best_fit import best_fit
-from exact_prep.kernels.rows import gather
+from exact_prep.kernels.rows import find_row_edges, gather
 from exact_prep.shuffle import permutation
 
 if TYPE_CHECKING:
@@ -147,14 +148,13 @@ def cut(pieces: Pieces, edges: np.ndarray, ends: np.ndarray) -> tuple[Pieces, np
     return segments, unfinished
 
 
-def plan_concat(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
+def plan_concat(pieces: Pieces, seq_len: int, *, last: bool, max_segments: int | None = None) -> RowPlan:
     """Lay the pieces end to end and cut them at row edges; an incomplete row waits for more unless this is the last."""
     ends = np.cumsum(pieces.lengths)
-    total = int(ends[-1])
-    whole = total - total % seq_len
-    segments, unfinished = cut(pieces, np.arange(seq_len, whole + 1, seq_len), ends)
-    row = (np.cumsum(segments.lengths) - 1) // seq_len
-    settled = row.size if last else int(np.searchsorted(row, whole // seq_len))
+    edges = find_edges(pieces.lengths, seq_len, max_segments)
+    segments, unfinished = cut(pieces, edges, ends)
+    row = np.searchsorted(edges, np.cumsum(segments.lengths))
+    settled = row.size if last else int(np.searchsorted(row, edges.size))
     firsts = unfinished[:settled] & (segments.doc_offsets[:settled] == 0)
     rest = None
     if settled < row.size:
@@ -167,7 +167,16 @@ def plan_concat(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
     )
 
 
-def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
+def find_edges(lengths: np.ndarray, seq_len: int, max_segments: int | None) -> np.ndarray:
+    """Where complete rows end if pieces of `lengths[P]` tokens are laid end to end, int64[R], in tokens."""
+    total = int(lengths.sum())
+    if max_segments is None:
+        return np.arange(seq_len, total + 1, seq_len)
+    edges = np.empty(lengths.size + total // seq_len, np.int64)
+    return edges[: find_row_edges(lengths, seq_len, max_segments, edges)]
+
+
+def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool, max_segments: int | None = None) -> RowPlan:
     """Cut full rows from pieces longer than a row; pack the rest by best-fit decreasing, rows in corpus order.
 
     If the last document continues, its full rows are cut here and its remainder waits.
@@ -183,7 +192,7 @@ def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
         tail = segments.lengths.size - 1
         rest = compact(segments, np.array([tail]), continues=True)
         segments, unfinished = segments.take(np.arange(tail)), unfinished[:-1]
-    bin_of = pack_best_fit(segments.lengths.astype(np.int32), seq_len)
+    bin_of = pack_best_fit(segments.lengths.astype(np.int32), seq_len, max_segments)
     # Rows in the order of their first document, segments inside a row in corpus order.
     _, first, row = np.unique(bin_of, return_index=True, return_inverse=True)
     rank = np.empty(first.size, np.int64)
@@ -197,17 +206,19 @@ def plan_best_fit(pieces: Pieces, seq_len: int, *, last: bool) -> RowPlan:
     )
 
 
-def pack_best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+def pack_best_fit(lengths: np.ndarray, capacity: int, most: int | None = None) -> np.ndarray:
     """The bin of each item by best-fit decreasing, int32[N].
 
-    `lengths[N]` are int32 in [1, capacity]; items of equal length are packed in their order.
+    `lengths[N]` are int32 in [1, capacity]; items of equal length are packed in their order. A bin takes at most `most`
+    items, or as many as fit.
     """
     bin_of = np.empty(lengths.size, np.int32)
     order = np.argsort(-lengths, kind="stable")
     newest = np.full(capacity + 1, -1, np.int32)
     older = np.empty(lengths.size, np.int32)
+    held = np.zeros(lengths.size, np.int32)
     occupied = np.zeros((capacity >> 6) + 1, np.uint64)
-    best_fit(lengths, order, capacity, bin_of, newest, older, occupied)
+    best_fit(lengths, order, capacity, most or lengths.size, bin_of, newest, older, held, occupied)
     return bin_of
 
 
@@ -228,10 +239,15 @@ class Packer:
         pad_id: int,
         shuffle: tuple[int, int] | None = None,
         window_tokens: int | None = None,
+        max_segments: int | None = None,
     ) -> None:
-        """`shuffle` is (seed, task index); best-fit and shuffling look at `window_tokens` at once."""
+        """`shuffle` is (seed, task index); best-fit and shuffling look at `window_tokens` at once.
+
+        A row holds at most `max_segments` segments; None: as many as fit.
+        """
         self.documents_cut = 0
         self._plan = PLANS[packing]
+        self._max_segments = max_segments
         self._seq_len = seq_len
         self._pad_id = pad_id
         self._shuffle = shuffle
@@ -260,7 +276,7 @@ class Packer:
         pieces = join(self._waiting)
         if self._shuffle:
             pieces = pieces.take(permutation(pieces.starts.size, *self._shuffle, self._windows, 0))
-        plan = self._plan(pieces, self._seq_len, last=last)
+        plan = self._plan(pieces, self._seq_len, last=last, max_segments=self._max_segments)
         self.documents_cut += plan.cut
         self._waiting = [plan.rest] if plan.rest is not None else []
         self._tokens = int(plan.rest.lengths.sum()) if plan.rest is not None else 0

@@ -586,7 +586,8 @@ def test_a_corpus_of_ids_is_packed_as_it_is_with_and_without_a_tokenizer(tokeniz
     ids = [[5, 6, 7], [8] * 100, [], [9]]
     pq.write_table(pa.table({"input_ids": pa.array(ids, pa.list_(pa.int64()))}), tmp_path / "ids.parquet")
     base = ("pack", tmp_path / "ids.parquet", "--ids-field", "input_ids", "--seq-len", 16)
-    assert "--pad-token" in exact_prep(*base, "--out", tmp_path / "refused", check=None).stderr
+    assert "padding id 0 (nothing names one" in exact_prep(*base, "--out", tmp_path / "unnamed").stderr
+    assert read_documents(tmp_path / "unnamed") == {(0, 0): ids[0], (0, 1): ids[1], (0, 3): ids[3]}
     exact_prep(*base, "--pad-token", 0, "--out", tmp_path / "plain")
     assert read_documents(tmp_path / "plain") == {(0, 0): ids[0], (0, 1): ids[1], (0, 3): ids[3]}
     exact_prep(*base, "--tokenizer", tokenizer_file, "--eos", "--out", tmp_path / "eos")

@@ -80,13 +80,13 @@ def concat_oracle(lengths: list[int], seq_len: int) -> list[list[tuple[int, int,
     return rows
 
 
-def best_fit_oracle(lengths: list[int], capacity: int) -> list[list[int]]:
+def best_fit_oracle(lengths: list[int], capacity: int, most: int) -> list[list[int]]:
     """Bins of item numbers: the fullest bin that still holds the item, the one that got so last among equals."""
     bins: list[list[int]] = []
     free: list[int] = []
     touched: list[int] = []
     for clock, item in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
-        fitting = [b for b in range(len(bins)) if free[b] >= lengths[item]]
+        fitting = [b for b in range(len(bins)) if free[b] >= lengths[item] and len(bins[b]) < most]
         if fitting:
             chosen = min(fitting, key=lambda b: (free[b], -touched[b]))
         else:
@@ -109,11 +109,44 @@ def test_concat_is_the_stream_cut_at_row_edges_however_it_arrives(lengths, seq_l
     assert packer.documents_cut == sum(cut)
 
 
-@given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 200))
-def test_best_fit_decreasing_equals_the_slow_one(lengths, capacity):
+@given(document_lengths, seq_lens, st.lists(st.integers(0, 2000), max_size=6), st.integers(1, 5))
+def test_concat_ends_a_row_at_its_limit_of_segments_however_it_arrives(lengths, seq_len, cuts, most):
+    packer = Packer(packing="concat", seq_len=seq_len, pad_id=PAD, max_segments=most)
+    want: list[list[tuple[int, int, list[int]]]] = [[]]
+    for d, length in enumerate(lengths):
+        offset = 0
+        while offset < length:
+            space = seq_len - sum(len(ids) for _, _, ids in want[-1])
+            if not space or len(want[-1]) == most:
+                want.append([])
+                continue
+            taken = min(space, length - offset)
+            want[-1].append((d, offset, document(d, length)[offset : offset + taken]))
+            offset += taken
+    assert read_rows(run(packer, token_batches(lengths, cuts))) == [row for row in want if row]
+
+
+@given(document_lengths, seq_lens, st.integers(1, 5), st.none() | st.integers(0, 3))
+def test_best_fit_with_a_limit_of_segments_packs_the_same_segments(lengths, seq_len, most, seed):
+    shuffle = None if seed is None else (seed, 0)
+    rows = [
+        read_rows(
+            run(
+                Packer(packing="best-fit", seq_len=seq_len, pad_id=PAD, shuffle=shuffle, max_segments=limit),
+                token_batches(lengths, []),
+            )
+        )
+        for limit in (most, None)
+    ]
+    assert sorted(one for row in rows[0] for one in row) == sorted(one for row in rows[1] for one in row)
+    assert all(len(row) <= most for row in rows[0])
+
+
+@given(st.lists(st.integers(1, 200), max_size=60), st.integers(1, 200), st.none() | st.integers(1, 4))
+def test_best_fit_decreasing_equals_the_slow_one(lengths, capacity, most):
     lengths = [min(length, capacity) for length in lengths]
-    got = pack_best_fit(np.array(lengths, np.int32), capacity)
-    bins = best_fit_oracle(lengths, capacity)
+    got = pack_best_fit(np.array(lengths, np.int32), capacity, most)
+    bins = best_fit_oracle(lengths, capacity, most or len(lengths))
     assert got.tolist() == [next(b for b, items in enumerate(bins) if i in items) for i in range(len(lengths))]
 
 

@@ -51,6 +51,9 @@ PACK = {
     "seq-len": "packing.seq_lens",
     "packing": "packing.packing",
     "shuffle": "packing.shuffle",
+    "pack-window": "packing.window_tokens",
+    "max-segments": "packing.max_segments",
+    "rows-multiple-of": "packing.rows_multiple_of",
     "loss-weights": "loss_weights",
 }
 """Options of `pack`, and where a manifest keeps them."""
@@ -108,8 +111,8 @@ def describe_weigh(weights: WeightsFile) -> Iterator[str]:
     if weights.options is None:
         return
     yield ""
+    rates = ",".join(f"{dataset.rate:.17g}" for dataset in weights.datasets)
     if len(weights.datasets) > 1:
-        rates = ",".join(f"{dataset.rate:.17g}" for dataset in weights.datasets)
         yield f"# Weighed in a mixture of {len(weights.datasets)} datasets: name them all, in their order."
     yield "[weigh]"
     if len(weights.datasets) > 1:

@@ -8,9 +8,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from exact_prep.api import parse_seq_len
+from exact_prep.api import parse_seq_len, parse_tokens
 from exact_prep.choices import (
     MAX_COUNT,
+    MAX_ROW_MULTIPLE,
     Backend,
     InputFormat,
     LossWeights,
@@ -218,6 +219,28 @@ def pack(
             rich_help_panel=ROWS,
         ),
     ] = None,
+    pack_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|64M",
+            help="Tokens that best-fit and --shuffle look at once: more make fewer rows and take more memory.",
+            show_default="16M, or 64 rows",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
+    max_segments: Annotated[
+        int | None,
+        typer.Option(min=1, help="Documents, or parts of them, in a row, at most.", rich_help_panel=ROWS),
+    ] = None,
+    rows_multiple_of: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Complete the dataset to a multiple of this by rows of padding, which carry no loss: even shares for "
+            "ranks.",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
     loss_weights: Annotated[
         LossWeights,
         typer.Option(
@@ -270,6 +293,12 @@ def pack(
 
     if shuffle is not None and shuffle > MAX_COUNT:
         raise UsageError(f"--shuffle {shuffle}: a seed is at most 2**63 - 1")
+    if max_segments is not None and max_segments > MAX_COUNT:
+        raise UsageError(f"--max-segments {max_segments}: leave it out, a row has fewer tokens")
+    if rows_multiple_of is not None and rows_multiple_of > MAX_ROW_MULTIPLE:
+        raise UsageError(f"--rows-multiple-of {rows_multiple_of}: at most {MAX_ROW_MULTIPLE:,}")
+    if pack_window is not None and packing == "concat" and shuffle is None:
+        raise UsageError("--pack-window is for --packing best-fit and --shuffle: concat looks at no window")
     options = PackOptions(
         source=SourceOptions(
             text_field=tuple(text_field or ("text",)),
@@ -296,7 +325,14 @@ def pack(
             bos_token=bos_token,
             pad_token=pad_token,
         ),
-        packing=PackingOptions(seq_lens=tuple(map(parse_seq_len, seq_len)), packing=packing, shuffle=shuffle),
+        packing=PackingOptions(
+            seq_lens=tuple(map(parse_seq_len, seq_len)),
+            packing=packing,
+            shuffle=shuffle,
+            window_tokens=None if pack_window is None else parse_tokens(pack_window, "--pack-window"),
+            max_segments=max_segments,
+            rows_multiple_of=rows_multiple_of,
+        ),
         loss_weights=loss_weights,
     )
     if dry_run:

@@ -8,15 +8,17 @@ import numpy as np
 from exact_prep.kernels import kernel
 
 
-@kernel("i4[:] i8[:] i8 out:i4[:] out:i4[:] out:i4[:] out:u8[:]")
-def best_fit(lengths, order, capacity, bin_of, newest, older, occupied):
+@kernel("i4[:] i8[:] i8 i8 out:i4[:] out:i4[:] out:i4[:] out:i4[:] out:u8[:]")
+def best_fit(lengths, order, capacity, most, bin_of, newest, older, held, occupied):
     """Put each item, in `order[N]` (longest first), into the bin with the least free space that still fits it.
+
+    A bin takes at most `most` items.
 
     `lengths[N]` are in [1, capacity]; `bin_of[N]` receives each item's bin number; bins are numbered from 0 in the
     order in which they are opened. Among bins with equal free space, the one that reached it last is taken. Work space:
     `newest[capacity + 1]` (filled with -1), the bin that reached each free space last; `older[N]`, for each bin, the
-    one before it in its list; `occupied[(capacity >> 6) + 1]` (filled with 0), one bit per free space that some bin
-    has. Returns the number of bins.
+    one before it in its list; `held[N]` (filled with 0), items of each bin; `occupied[(capacity >> 6) + 1]` (filled
+    with 0), one bit per free space that some bin has. Returns the number of bins.
     """
     one = np.uint64(1)
     bins = 0
@@ -43,8 +45,9 @@ def best_fit(lengths, order, capacity, bin_of, newest, older, occupied):
             if newest[space] < 0:
                 occupied[space >> 6] ^= one << np.uint64(space & 63)
         bin_of[i] = chosen
+        held[chosen] += 1
         free = space - need
-        if free > 0:
+        if free > 0 and held[chosen] < most:
             older[chosen] = newest[free]
             newest[free] = chosen
             occupied[free >> 6] |= one << np.uint64(free & 63)

@@ -48,3 +48,30 @@ def gather(ids, starts, lengths, row_splits, seq_len, pad_id, out):
         for t in range(position, end):
             out[t] = pad_id
     return copied
+
+
+@kernel("i8[:] i8 i8 out:i8[:]")
+def find_row_edges(lengths, seq_len, most, edges):
+    """Lay pieces of `lengths[P]` tokens end to end in rows of `seq_len` tokens and at most `most` segments.
+
+    A row ends when it is full, or where one more segment would be too many: then it is not full. Fills in `edges`, the
+    ends of complete rows as places in the stream of tokens, and returns how many there are; at most
+    P + sum(lengths) // seq_len. What is left is a row that may go on.
+    """
+    position = row_start = held = rows = 0
+    for length in lengths:
+        left = length
+        while left > 0:
+            if held == most:
+                edges[rows] = position
+                rows += 1
+                row_start, held = position, 0
+            taken = min(left, seq_len - (position - row_start))
+            position += taken
+            left -= taken
+            held += 1
+            if position - row_start == seq_len:
+                edges[rows] = position
+                rows += 1
+                row_start, held = position, 0
+    return rows

@@ -84,7 +84,7 @@ def write_index(file: BinaryIO, dataset: PackedDataset, dtype: np.dtype) -> None
 
 def sequence_lengths(block: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Lengths of a block's segments with padding as the last of its row, and how many each row has."""
-    used = np.add.reduceat(block.seq_lengths, block.row_splits[:-1])
+    used = np.diff(np.concatenate([[0], np.cumsum(block.seq_lengths, dtype=np.int64)])[block.row_splits])
     padding = block.input_ids.shape[1] - used
     padded = padding > 0
     with_padding = np.insert(block.seq_lengths, block.row_splits[1:][padded], padding[padded])

@@ -307,21 +307,24 @@ def estimate_rows(
     planned: PackPlan, seq_len: int, tokens: float, documents: float, sampler: Sampler, part: float
 ) -> RowEstimate:
     """Rows and bytes of one row length."""
-    tasks = max(math.ceil(len(planned.tasks) * part), 1)
-    if planned.plan.options.packing.packing == "concat" or not sampler.lengths or not tokens:
+    tasks, packing = max(math.ceil(len(planned.tasks) * part), 1), planned.plan.options.packing
+    if packing.packing == "concat" or not sampler.lengths or not tokens:
         # On average half of the last row of a task is padding.
         rows = math.ceil(tokens / seq_len + (tasks - 1) / 2) if tokens else 0
+        if packing.max_segments is not None:
+            rows = max(rows, math.ceil((documents + rows) / packing.max_segments))
         cuts = max(rows - tasks, 0) * (1 - documents / tokens) if tokens else 0
         segments = documents + cuts
     else:
-        most = max(WINDOW_TOKENS, 64 * seq_len)
+        most = packing.window_tokens or max(WINDOW_TOKENS, 64 * seq_len)
         window = max(tokens / max(tasks, math.ceil(tokens / most)), 1.0)
         lengths = sampler.draw_lengths(window, most)
         full = np.maximum(-(-lengths // seq_len) - 1, 0)
-        bins = pack_best_fit((lengths - full * seq_len).astype(np.int32), seq_len)
+        bins = pack_best_fit((lengths - full * seq_len).astype(np.int32), seq_len, packing.max_segments)
         scale = tokens / lengths.sum()
         rows = math.ceil((int(full.sum()) + int(bins.max()) + 1) * scale)
         segments = documents + full.sum() * scale
+    rows += -rows % (packing.rows_multiple_of or 1)
     batches = math.ceil(rows / max(BATCH_TOKENS // seq_len, 1)) + tasks
     base = PER_ROW * rows + PER_DOCUMENT * segments + PER_BATCH * batches + PER_DATASET
     base += sum(map(len, planned.tokenizer_files.values()))

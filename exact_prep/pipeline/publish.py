@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exact_prep.batches import Rows
 from exact_prep.dataset import (
     CARD,
     INFO,
@@ -28,6 +29,7 @@ from exact_prep.dataset import (
     table_name,
     tree_hash,
 )
+from exact_prep.packing import BATCH_TOKENS
 from exact_prep.records import encode, seal
 from exact_prep.records.manifest import DocumentCounts, Manifest, TokenLedger
 from exact_prep.records.tables import (
@@ -66,9 +68,13 @@ def publish_dataset(planned: PackPlan, seq_len: int, records: Sequence[TaskRecor
     shards = [shard for record in records for shard in record.packed[seq_len].shards]
     if not shards:
         shards = [write_empty_shard(home, planned, seq_len)]
+    padding = write_padding_rows(home, planned, seq_len, records, sum(shard.rows for shard in shards))
+    shards += padding
+    remove_strays(home, {shard.file for shard in shards})
     files = make_tables(planned, seq_len, records, shards)
     files |= {f"{TOKENIZER}/{name}": data for name, data in planned.tokenizer_files.items()}
     manifest = make_manifest(planned, seq_len, records, shards)
+    manifest = manifest.model_copy(update={"padding_rows": sum(shard.rows for shard in padding)})
     files[INFO] = make_info(manifest)
     digests = {name: digest([data]) for name, data in files.items()}
     if rejected := publish_rejected(planned, home, records):
@@ -110,6 +116,42 @@ def write_empty_shard(home: LocalStore, planned: PackPlan, seq_len: int) -> Shar
     record = writer.close(file=shard_name(0, 0), task=0)
     home.upload(writer.path, record.file)
     return record
+
+
+def write_padding_rows(
+    home: LocalStore, planned: PackPlan, seq_len: int, records: Sequence[TaskRecord], rows: int
+) -> list[ShardRecord]:
+    """A last shard of rows without a segment, where `rows` rows are no multiple of `rows_multiple_of`."""
+    missing = -rows % (planned.plan.options.packing.rows_multiple_of or 1)
+    if not missing:
+        return []
+    last = records[-1]
+    name = shard_name(last.task, len(last.packed[seq_len].shards))
+    writer = ShardWriter(home.scratch(name), seq_len, weights=planned.plan.options.loss_weights == "column")
+    step = max(BATCH_TOKENS // seq_len, 1)
+    none = np.zeros(0, np.int64)
+    for first in range(0, missing, step):
+        count = min(step, missing - first)
+        writer.write(
+            Rows(
+                input_ids=np.full((count, seq_len), planned.plan.tokenizer.pad_id, np.int32),
+                row_splits=np.zeros(count + 1, np.int32),
+                seq_lengths=none.astype(np.int32),
+                doc_ids=none,
+                doc_offsets=none,
+                sources=none.astype(np.int16),
+            )
+        )
+    record = writer.close(file=name, task=last.task)
+    home.upload(writer.path, name)
+    return [record]
+
+
+def remove_strays(home: LocalStore, names: set[str]) -> None:
+    """Remove shards that are not the dataset's: an earlier attempt to publish had other rows of padding."""
+    for path in home.path.glob("data-*.arrow"):
+        if path.name not in names:
+            home.remove(path.name)
 
 
 def make_tables(
@@ -250,7 +292,7 @@ def make_manifest(
         text_bytes=sum(record.text_bytes for record in records),
         documents_cut=sum(counts.documents_cut for counts in packed),
         longest_context=max((counts.longest_context for counts in packed), default=0),
-        ledger=sum_ledgers(packed),
+        ledger=complete_ledger(sum_ledgers(packed), shards, seq_len),
         exposure=exposure.to_record(),
         rows=sum(shard.rows for shard in shards),
         digests={},
@@ -272,6 +314,12 @@ def sum_documents(records: Iterable[TaskRecord]) -> DocumentCounts:
     for record in records:
         sums.update(record.documents.model_dump())
     return DocumentCounts(**sums)
+
+
+def complete_ledger(ledger: TokenLedger, shards: Sequence[ShardRecord], seq_len: int) -> TokenLedger:
+    """The ledger with the padding of all rows, also of those that no task made."""
+    padding = sum(shard.rows for shard in shards) * seq_len - ledger.row_tokens
+    return ledger.model_copy(update={"padding": padding})
 
 
 def sum_ledgers(packed: Iterable[PackedCounts]) -> TokenLedger:

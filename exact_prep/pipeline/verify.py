@@ -163,6 +163,7 @@ def make_tasks(dataset: Dataset, records: Records, weights: WeightsFile, *, quic
         if weights.weights_xxh3 is not None:
             checksums |= load_checksums(dataset, weights)
     tasks = {}
+    last = records.shards[-1].task if records.shards else 0
     for number, group in itertools.groupby(records.shards, key=lambda shard: shard.task):
         if number >= len(records.documents) and number > 0:
             continue
@@ -177,6 +178,7 @@ def make_tasks(dataset: Dataset, records: Records, weights: WeightsFile, *, quic
             eos_id=manifest.tokenizer.eos_id,
             records=documents.records,
             documents=documents.packed,
+            padding_rows=manifest.padding_rows if number == last else 0,
             own_ids=find_own_ids(dataset, records, number),
             own_ids_xxh3=records.documents_xxh3[number] if records.documents_xxh3 else "",
             sources=len(records.sources[number]) if records.sources else 0,

@@ -221,6 +221,11 @@ def explain_empty_tail(datasets: Sequence[Dataset], table: WeightTable) -> str:
     longest = max(dataset.manifest.longest_context for dataset in datasets)
     longest = min(longest, window or longest)
     names = ", ".join(str(dataset.path) for dataset in datasets)
+    if not table.counts.sum() and any(dataset.manifest.rows for dataset in datasets):
+        return (
+            f"{names}: no target carries loss: every segment has one token, and all weights would be 0; pack longer "
+            "documents, let first tokens carry loss with --supervise-first, or write the 0 with --allow-empty-tail"
+        )
     return (
         f"{names}: no target has an effective context of {table.tail_start:,} or more (the longest has "
         f"{longest:,}{within}), so there is nothing to weigh; lower --tail-from, pack longer documents, "
@@ -387,7 +392,13 @@ def emit_notes(job: Job, emit: Emit) -> None:
     if len(job.datasets) > 1 and (unknown := [one for one in job.datasets if not one.manifest.tokenizer.sha256]):
         names = ", ".join(str(dataset.path) for dataset in unknown)
         emit(Note(text=f"{names}: packed from ids, so nobody can check that all datasets have the same tokenizer"))
-    if not table.in_tail.any():
+    if not table.counts.sum():
+        emit(
+            Note(
+                text=f"{job.name}: no target carries loss: all weights are 0, and a trainer that divides by them fails"
+            )
+        )
+    elif not table.in_tail.any():
         emit(Note(text=f"{job.name}: no target is in the tail (from {table.tail_start:,}): all weights are 1"))
     elif options.alpha - table.extra > 1e-9 * max(options.alpha, 1.0):
         emit(

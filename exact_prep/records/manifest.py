@@ -162,6 +162,8 @@ class Manifest(Record):
     ledger: TokenLedger
     exposure: ExposureRecord
     rows: Count
+    padding_rows: Count = 0
+    """Rows among them that hold padding alone (`rows_multiple_of`); they are the last ones."""
     digests: dict[str, Digest]
     """xxh3-128 of the files beside the shards, by name: tables (but tables/weights.parquet, which weights.json holds),
     tokenizer files, dataset_info.json, rejected.jsonl."""

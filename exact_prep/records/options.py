@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, get_args
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from exact_prep.choices import (
     MAX_COUNT,
+    MAX_ROW_MULTIPLE,
     MAX_WEIGHT,
     Backend,
     InputFormat,
@@ -115,6 +116,19 @@ class PackingOptions(Record):
     """`concat` lays documents end to end and cuts at row edges; `best-fit` cuts only documents longer than a row."""
     shuffle: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     """Seed that permutes documents before packing and rows before writing, within each task."""
+    window_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    """Tokens that best-fit and shuffling look at once; None: 16M, or 64 rows if that is more."""
+    max_segments: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    """Segments in a row, at most; None: as many as fit."""
+    rows_multiple_of: Annotated[int, Field(ge=1, le=MAX_ROW_MULTIPLE)] | None = None
+    """Rows of padding alone complete the dataset to a multiple of this; None adds none."""
+
+    @model_validator(mode="after")
+    def _window(self) -> PackingOptions:
+        """A window is looked at only where documents or rows are put in another order."""
+        if self.window_tokens is not None and self.packing == "concat" and self.shuffle is None:
+            raise ValueError("--pack-window is for --packing best-fit and --shuffle: concat looks at no window")
+        return self
 
 
 class PackOptions(Record):

@@ -111,6 +111,8 @@ class Facts(Record):
     loss_weights: LossWeights
     tree_hash: str
     rows: Count
+    padding_rows: Count
+    """Rows of padding alone, which complete the dataset."""
     shards: Count
     input_files: Count
     text_bytes: Count
@@ -172,6 +174,7 @@ def make_facts(
         loss_weights=manifest.loss_weights,
         tree_hash=manifest.tree_hash,
         rows=manifest.rows,
+        padding_rows=manifest.padding_rows,
         shards=manifest.shards,
         input_files=manifest.input_files,
         text_bytes=manifest.text_bytes,

@@ -139,7 +139,9 @@ def make_figures(facts: Facts) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    table.add_row("tokens", f"{ledger.row_tokens:,} in rows, {ledger.padding:,} padding ({facts.padding_share:.2%})")
+    alone = f", {facts.padding_rows:,} rows of padding alone" if facts.padding_rows else ""
+    padding = f"{ledger.padding:,} padding ({facts.padding_share:.2%}){alone}"
+    table.add_row("tokens", f"{ledger.row_tokens:,} in rows, {padding}")
     table.add_row(
         "documents",
         f"{documents.packed:,} packed, {facts.documents_cut:,} of them cut, {documents.empty:,} empty, "

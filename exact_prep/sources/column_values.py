@@ -82,7 +82,7 @@ class Column(NamedTuple):
         for step in self.path[1:]:
             # `flatten` makes a field null where the struct is, `field` does not.
             column = column.flatten()[column.type.get_field_index(step)]
-        return as_strings(column)
+        return as_strings(as_list(column))
 
 
 class Columns(NamedTuple):
@@ -263,6 +263,22 @@ def as_strings(column: pa.Array) -> pa.Array:
     return column if twin is None else column.view(twin)
 
 
+def as_list(column: pa.Array) -> pa.Array:
+    """A column of list views as one of lists; any other column as it is."""
+    if not is_list_view(column.type):
+        return column
+    import pyarrow.compute as pc
+
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)  # pyright: ignore
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return pa.LargeListArray.from_arrays(offsets, column.flatten(), mask=column.is_null())
+
+
+def is_list_view(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds list views, whose values may lie in any order."""
+    return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds strings, bytes, lists of strings, or nothing but nulls."""
     return holds_strings(kind) or is_texts(kind)
@@ -271,7 +287,7 @@ def is_text(kind: pa.DataType) -> bool:
 def is_texts(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists of strings."""
     types = pa.types
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or is_list_view(kind)
     return lists and (types.is_string(kind.value_type) or types.is_large_string(kind.value_type))
 
 
@@ -288,7 +304,7 @@ def holds_strings(kind: pa.DataType) -> bool:
 def is_ids(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists of integers."""
     types = pa.types
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or is_list_view(kind)
     return lists and types.is_integer(kind.value_type)
 
 

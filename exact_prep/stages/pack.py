@@ -191,6 +191,8 @@ class Part:
             seq_len=seq_len,
             pad_id=task.tokenizer.pad_id,
             shuffle=None if packing.shuffle is None else (packing.shuffle, task.index),
+            window_tokens=packing.window_tokens,
+            max_segments=packing.max_segments,
         )
         self._shards: list[ShardRecord] = []
         self._writer: ShardWriter | None = None

@@ -47,6 +47,8 @@ class VerifyTask:
     own_ids: Path | None
     """The table of documents' own ids, if there is one."""
     own_ids_xxh3: str
+    padding_rows: int
+    """Rows without a segment, which complete the dataset: its last shards alone may hold some."""
     sources: int
     """Labels of the task: values of `sources` lie below."""
     masked: bool
@@ -91,6 +93,7 @@ def verify_shards(task: VerifyTask, meter: Meter) -> Verified:
     """Check the shards of one task."""
     verified = Verified(exposures=[Exposure() for _ in range(task.sources)])
     columns: list[np.ndarray] = []
+    empty = 0
     for record, checksum in zip(task.shards, task.weights_xxh3, strict=True):
         path = task.directory / record.file
         try:
@@ -111,10 +114,14 @@ def verify_shards(task: VerifyTask, meter: Meter) -> Verified:
                 for source, exposure in enumerate(measure_rows(batch, task.sources)):
                     verified.exposures[source] += exposure
                 columns.append(list_segments(batch))
+                empty += int((np.diff(batch.row_splits) == 0).sum())
         meter.add(size)
     if not task.quick and not verified.findings:
         segments = np.concatenate(columns, axis=1) if columns else np.zeros((6, 0), np.int64)
         segments = segments[:, np.lexsort((segments[1], segments[0]))]
+        if empty != task.padding_rows:
+            text = f"{empty:,} rows without a segment, the manifest says {task.padding_rows:,}"
+            verified.findings.append(f"{task.name}: {text}")
         verified.findings += check_documents(segments, task)
         verified.findings += check_own_ids(segments[0], task)
         count_documents(segments, verified, task)
@@ -185,7 +192,7 @@ def check_rows(shard: Shard, batch: Rows, row: int, task: VerifyTask) -> Iterato
     used = np.diff(ends)
     if batch.seq_lengths.size and batch.seq_lengths.min() < 1:
         yield f"{shard.path}: rows {row} to {row + len(batch) - 1} hold a segment without tokens"
-    for wrong in np.flatnonzero((used > task.seq_len) | (used < 1))[:1]:
+    for wrong in np.flatnonzero((used > task.seq_len) | (used < (0 if task.padding_rows else 1)))[:1]:
         yield f"{shard.path}: row {row + wrong}: seq_lengths sum to {used[wrong]}, a row holds 1 to {task.seq_len}"
     outside = batch.input_ids < 0
     if task.vocab_size:

@@ -219,6 +219,8 @@ def choose_pad(sources: Sources) -> Found:
     if found:
         return found
     eos = find_eos(sources)
+    if eos is None and sources.table is None:
+        return Found(None, 0, "nothing names one; rows tell padding by their lengths, not by an id")
     if eos is None:
         raise TokenizerError(explain_missing("pad", sources))
     return eos._replace(source=SAME if sources.adds_eos else f"the EOS of {eos.source}")
