@@ -97,8 +97,8 @@ class WeightedLossMixin:
     loss = sum of weight * CE / denominator, summed over all microbatches and ranks of an optimizer step, and in
     evaluation over all batches and ranks. Before the first step, it checks that the model isolates documents. It raises
     UsageError, with a remedy, for: a collator without weights or with an attention mask, rows longer than the model's
-    positions, label smoothing, `compute_loss_func` (it never sees weights), DataParallel, and sequence or tensor
-    parallelism.
+    positions, every option that replaces the loss (label smoothing, Liger's fused loss, TRL's loss types),
+    `compute_loss_func` (it never sees weights), DataParallel, and sequence or tensor parallelism.
     """
 
     denominator: Literal["weights", "targets"] = "weights"
@@ -113,6 +113,7 @@ class WeightedLossMixin:
         if len(args) < 3:
             kwargs["data_collator"] = kwargs.get("data_collator") or Collator()
         arguments = args[1] if len(args) > 1 else kwargs.get("args")
+        _check_loss_options(arguments)
         if hasattr(arguments, "dataset_kwargs"):
             _prepare_sft(arguments)
         super().__init__(*args, **kwargs)
@@ -147,6 +148,10 @@ class WeightedLossMixin:
         _check_batch(inputs)
         inputs = {**inputs, "use_cache": False}
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
+        if self._evaluated is not None:
+            own = _rows_to_count(self.accelerator, len(labels))  # type: ignore[attr-defined]
+            labels, weights = labels.clone(), weights.clone()
+            labels[own:], weights[own:] = IGNORED, 0.0
         training = model.training
         if training and not self._isolation_checked:
             _check_row_length(self.accelerator.unwrap_model(model), inputs)  # type: ignore[attr-defined]
@@ -209,6 +214,52 @@ class WeightedLossMixin:
         return trainer.model.config.get_text_config().router_aux_loss_coef * router / steps
 
 
+LOSS_OPTIONS = {
+    "label_smoothing_factor": "label smoothing ignores the weights; set label_smoothing_factor=0",
+    "use_liger_kernel": (
+        "Liger's fused loss ignores the weights; set use_liger_kernel=False, or "
+        "liger_kernel_config={'fused_linear_cross_entropy': False}"
+    ),
+    "loss_type": "another loss than the weighted one; set loss_type='nll'",
+    "completion_only_loss": (
+        "which targets carry loss was decided when the dataset was packed; leave completion_only_loss at None"
+    ),
+    "assistant_only_loss": (
+        "which targets carry loss was decided when the dataset was packed; set assistant_only_loss=False"
+    ),
+}
+"""Options of TrainingArguments and SFTConfig that replace the loss, or which targets it counts: why, and the remedy."""
+
+
+def _check_loss_options(arguments: Any) -> None:
+    """Raises UsageError for options that replace the loss."""
+    liger = getattr(arguments, "liger_kernel_config", None) or {}
+    fused = liger.get("fused_linear_cross_entropy", True) or liger.get("cross_entropy", False)
+    asked = {name: getattr(arguments, name, None) for name in LOSS_OPTIONS}
+    asked["use_liger_kernel"] = asked["use_liger_kernel"] and fused
+    if asked["loss_type"] in ("nll", "chunked_nll"):  # TRL's defaults; both are the plain loss
+        asked["loss_type"] = None
+    for name, value in asked.items():
+        if value:
+            raise UsageError(f"{name}={value}: {LOSS_OPTIONS[name]}")
+
+
+def _rows_to_count(accelerator: Any, rows: int) -> int:
+    """How many of this rank's `rows` are to be counted in evaluation: accelerate repeats some to complete a last batch.
+
+    Raises UsageError if several ranks evaluate rows whose number is not known.
+    """
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder == 0:
+        return rows
+    if state.remainder < 0:
+        raise UsageError(
+            "the evaluation rows have no length, so those repeated in the last batch cannot be told; pass an "
+            "eval_dataset with a length, as exact_prep.open gives"
+        )
+    return min(max(state.remainder - accelerator.process_index * rows, 0), rows)
+
+
 def _prepare_sft(arguments: Any) -> None:
     """Stop TRL from tokenizing, packing or truncating packed rows; raises UsageError for options that would."""
     for option in ("packing", "eval_packing", "padding_free"):
@@ -221,7 +272,6 @@ def _check_settings(trainer: Any, head_chunk: int | None) -> None:
     """Raises UsageError for settings with which the weighted loss would be wrong."""
     config = getattr(trainer.accelerator, "parallelism_config", None)
     refused = {
-        "label smoothing ignores the weights; set label_smoothing_factor=0": trainer.label_smoother is not None,
         "compute_loss_func never sees the weights; leave it out": trainer.compute_loss_func is not None,
         "DataParallel splits batches within a step; start one process per GPU (torchrun, accelerate launch)": (
             trainer.args.n_gpu > 1

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard  # noqa: E402
 from written_dataset import VOCAB  # noqa: E402
 
 from exact_prep.integrations.torch import Collator, denominator, weighted_cross_entropy  # noqa: E402
+from exact_prep.integrations.torch.head import loss_at_head  # noqa: E402
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from tiny_model import TinyDecoder  # noqa: E402
@@ -67,6 +68,13 @@ def train_on_a_rank(rank, directory, store, out):
             found[kind, loss] = {
                 name: own.full_tensor() if hasattr(own, "full_tensor") else own for name, own in gradients.items()
             }
+        for kind in ("fsdp", "fsdp, resharded"):
+            model = fully_shard(small_model(), mesh=mesh, reshard_after_forward=kind == "fsdp, resharded")
+            labels, weights = batch["labels"], batch["loss_weights"]
+            with loss_at_head(model.head, labels, weights, denominator=total, chunk=10) as made:
+                logits = model(batch["input_ids"], batch["position_ids"])
+            made.checked_loss(logits).backward()
+            found[kind, "head"] = {f"model.{name}": own.grad.full_tensor() for name, own in model.named_parameters()}
         torch.save(found, out / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
@@ -79,7 +87,7 @@ def trained(directory, tmp_path_factory):
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize(("kind", "loss"), CASES)
+@pytest.mark.parametrize(("kind", "loss"), [*CASES, ("fsdp", "head"), ("fsdp, resharded", "head")])
 def test_the_loss_inside_forward_gives_the_gradient_of_all_rows(dataset, trained, kind, loss):
     alone = WithLogitsLoss(small_model())
     alone(Collator()(list(dataset[:4])), None).backward()

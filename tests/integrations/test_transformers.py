@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
 import pytest
 from oracle import framework, oracle_loss
@@ -15,7 +17,7 @@ torch = framework("torch")
 transformers = framework("transformers")
 
 from exact_prep.integrations.torch import Collator, assert_documents_isolated  # noqa: E402
-from exact_prep.integrations.transformers import WeightedLossMixin, hugging_face_dataset  # noqa: E402
+from exact_prep.integrations.transformers import LOSS_OPTIONS, WeightedLossMixin, hugging_face_dataset  # noqa: E402
 
 SEQ_LEN = 64
 
@@ -354,6 +356,59 @@ def test_settings_under_which_weights_get_lost_are_refused(two_rows, tmp_path):
     )
     refused("has no loss_weights", data_collator=lambda rows: {**Collator()(rows), "loss_weights": None})
     refused("set head_chunk = None", model=tiny_model("Gemma2", head_dim=16, final_logit_softcapping=5.0))
+
+
+KEEPS_LOSS = {
+    "average_tokens_across_devices",  # the mixin counts by itself
+    "logging_nan_inf_filter",
+    "prediction_loss_only",
+    "include_for_metrics",
+    "metric_for_best_model",
+    "label_names",
+    "liger_kernel_config",  # refused with use_liger_kernel
+    "router_aux_loss_coef",  # TRL writes it into the model's config, where the mixin reads it
+    "eval_do_concat_batches",
+    "tf32",  # "negligible accuracy loss"
+}
+"""Options that speak of losses, labels or kernels, and leave the weighted loss what it is."""
+
+
+@pytest.mark.parametrize("kind", ["transformers.TrainingArguments", "trl.SFTConfig"])
+def test_no_option_of_the_installed_trainers_that_speaks_of_the_loss_is_unknown(kind):
+    module, name = kind.split(".")
+    fields = dataclasses.fields(getattr(framework(module), name))
+    told = {
+        own.name
+        for own in fields
+        if re.search(r"loss|label|liger|logits", f"{own.name} {own.metadata.get('help', '')}", re.IGNORECASE)
+    }
+    assert told - KEEPS_LOSS <= set(LOSS_OPTIONS)
+    assert len(told) > 8
+
+
+REPLACED = [
+    ("completion_only_loss", True, "leave completion_only_loss at None"),
+    ("assistant_only_loss", True, "set assistant_only_loss=False"),
+    ("loss_type", "dft", "set loss_type='nll'"),
+    ("label_smoothing_factor", 0.1, "set label_smoothing_factor=0"),
+    ("use_liger_kernel", True, "'fused_linear_cross_entropy': False"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("option", "value", "remedy"), REPLACED)
+def test_an_option_that_replaces_the_loss_is_refused_with_its_remedy(two_rows, tmp_path, option, value, remedy):
+    trl = framework("trl")
+
+    class WeightedSFTTrainer(WeightedLossMixin, trl.SFTTrainer):
+        """As in the README."""
+
+    for kind, trainer in ((transformers.TrainingArguments, WeightedTrainer), (trl.SFTConfig, WeightedSFTTrainer)):
+        if option in {own.name for own in dataclasses.fields(kind)}:
+            asked = arguments(tmp_path, kind, **{option: value})
+            with pytest.raises(UsageError, match=remedy):
+                trainer(tiny_model(), asked, train_dataset=two_rows)
+    assert set(LOSS_OPTIONS) == {own for own, _, _ in REPLACED}
 
 
 def test_a_model_that_scales_its_logits_trains_on_full_ones(two_rows, weights_file, tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from exact_prep.errors import UsageError
 from exact_prep.integrations.torch.loss import linear_weighted_cross_entropy
@@ -35,12 +36,20 @@ class HeadLoss:
                 "the model does not return the output of its head unchanged (it scales or caps logits, or uses another "
                 "head), so the loss cannot be computed in chunks at the head; set head_chunk = None"
             )
-        return self.loss
+        # Under FSDP, backward begins at the model's own output: only that gathers parameters that were resharded.
+        return self.loss + logits.float().masked_fill(torch.ones_like(logits, dtype=torch.bool), 0.0).sum()
 
 
 def are_equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are equal. NaN equals NaN: a diverged run does not mean that another head was used."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def is_plain_linear(head: Any) -> bool:
+    """Whether `head` computes hidden @ weight and no more, also if FSDP2 made it a sharded class of its own."""
+    # Not isinstance: a LoRA or quantised layer computes more.
+    kind = type(head)
+    return kind is nn.Linear or (issubclass(kind, FSDPModule) and kind.__bases__ == (FSDPModule, nn.Linear))
 
 
 @contextmanager
@@ -52,8 +61,7 @@ def loss_at_head(
     The loss is computed during the model's forward pass, while a sharded head (FSDP, ZeRO-3) is gathered. Labels and
     weights are aligned with targets. Raises UsageError if the head is not a plain linear layer.
     """
-    # Not isinstance: a LoRA or quantised layer computes more than hidden @ weight.
-    if type(head) is not nn.Linear:
+    if not is_plain_linear(head):
         raise UsageError(f"the output head is a {type(head).__name__}, not a plain nn.Linear; set head_chunk = None")
     made, apply = HeadLoss(), head.forward
 
