@@ -196,9 +196,35 @@ def test_the_lookup_table_gives_what_the_shards_hold(dataset, directory):
     assert weights.mean_weight == pytest.approx(total / supervised, rel=1e-12)
 
 
+def test_predictions_weigh_what_the_shifted_column_holds(dataset, directory):
+    weights = exact_prep.load_weights(directory)
+    for row in dataset:
+        used = int(row.seq_lengths.sum())
+        ends = np.zeros(used, bool)
+        ends[np.cumsum(row.seq_lengths) - 1] = True
+        want = row.weights("prediction").astype(np.float32)
+        assert np.array_equal(weights.of_predictions(row.position_ids[:used], ends), want[:used])
+    assert weights.of_predictions([[0, 1], [0, 0]], np.array([[False, True], [True, True]])).tolist() == [
+        [weights.lut[1], 0],
+        [0, 0],
+    ]
+    for ends in (np.zeros(3, bool), np.zeros(2, int)):
+        with pytest.raises(WeightsError, match="one per position"):
+            weights.of_predictions([0, 1], ends)
+
+
+def test_windows_of_one_token_more_have_a_last_context_that_weighs_as_the_one_before(directory):
+    weights = exact_prep.load_weights(directory)
+    assert weights.lut.size == SEQ_LEN + 1
+    assert weights.lut[SEQ_LEN] == weights.lut[SEQ_LEN - 1] > 1
+    inputs = np.arange(SEQ_LEN)
+    assert np.array_equal(weights.of_predictions(inputs, np.zeros(SEQ_LEN, bool)), weights.lut[1:])
+    assert np.array_equal(weights.of_lengths([SEQ_LEN + 1], SEQ_LEN + 1), weights.lut)
+
+
 def test_positions_beyond_the_rows_the_weights_were_made_for_are_refused(directory):
     weights = exact_prep.load_weights(directory)
-    for call in (lambda: weights.of_positions([SEQ_LEN]), lambda: weights.of_lengths([SEQ_LEN + 1], 2 * SEQ_LEN)):
+    for call in (lambda: weights.of_positions([SEQ_LEN + 1]), lambda: weights.of_lengths([SEQ_LEN + 2], 2 * SEQ_LEN)):
         with pytest.raises(WeightsError, match="pack and weigh a dataset of the row length"):
             call()
     with pytest.raises(WeightsError, match="do not fit a row of 4"):

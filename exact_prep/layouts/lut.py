@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def write(
     dataset: PackedDataset, kind: str, out: Path, align: Align, progress: Callable[[int], None]
 ) -> dict[str, Any]:
-    """lut.npy: float32[L], `weight = lut[position_ids]`."""
+    """lut.npy: float32[L + 1], `weight = lut[position_ids]`; rows of L + 1 tokens have the last position."""
     loaded = dataset.loaded_weights
     if loaded is None or loaded.file.options is None:
         raise ValueError("an export needs weights; the dataset was opened without")
@@ -28,7 +28,7 @@ def write(
     progress(dataset.seq_len)
     options = loaded.file.options
     return {
-        "files": {"lut.npy": f"float32[{loaded.seq_len}]"},
+        "files": {"lut.npy": f"float32[{loaded.seq_len + 1}]"},
         "use": "weight of the target input_ids[t] = lut[position_ids[t]]; position_ids restart at each document",
         "mean_weight": loaded.mean_weight,
         "tail_start": loaded.table.tail_start,

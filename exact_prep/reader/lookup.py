@@ -67,9 +67,14 @@ class LoadedWeights:
 
     @cached_property
     def lut(self) -> np.ndarray:
-        """Weight by position in the segment, float32[seq_len], rounded to float16 as in the shards; read-only."""
+        """Weight by position in the segment, float32[seq_len + 1], rounded to float16 as in the shards; read-only.
+
+        Position seq_len is met only in windows of seq_len + 1 tokens (inputs `[:-1]`, labels `[1:]`), where a target
+        may see seq_len tokens. It weighs as seq_len - 1 does.
+        """
         edges, bits = self.runs
         lut = np.repeat(bits.view(np.float16).astype(np.float32), np.diff(edges))
+        lut = np.append(lut, lut[-1:])
         lut.flags.writeable = False
         return lut
 
@@ -82,16 +87,31 @@ class LoadedWeights:
     def of_positions(self, positions: ArrayLike) -> np.ndarray:
         """Weights of tokens at `positions[...]` in their segments, float32 of the same shape.
 
-        Raises WeightsError for a position outside [0, seq_len). Padding must be masked by the caller, or have
+        Raises WeightsError for a position outside [0, seq_len]. Padding must be masked by the caller, or have
         position 0, which carries no weight unless `supervise_first`.
         """
         positions = np.asarray(positions)
-        if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < self.seq_len:
+        if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) <= self.seq_len:
             raise WeightsError(
                 f"positions span [{positions.min()}, {positions.max()}], but the weights were made for rows of "
                 f"{self.seq_len} tokens; pack and weigh a dataset of the row length you train on"
             )
         return self.lut[positions]
+
+    def of_predictions(self, position_ids: ArrayLike, ends: ArrayLike) -> np.ndarray:
+        """Weights of predictions, for data that come shifted: float32[...], aligned with labels `input_ids[1:]`.
+
+        `position_ids[...]` are the positions of the inputs in their segments, below seq_len. `ends[...]` is true where
+        the next token begins another segment, and where there is no next token: such a prediction weighs 0, unless
+        the weights `supervise_first`. The caller masks padding. Raises WeightsError for other positions or shapes.
+        """
+        positions, ends = np.asarray(position_ids), np.asarray(ends)
+        if ends.shape != positions.shape or ends.dtype != np.bool_:
+            raise WeightsError(
+                f"ends are {ends.dtype}{list(ends.shape)}, position_ids have shape {list(positions.shape)}; ends are "
+                "booleans, one per position"
+            )
+        return self.of_positions(np.where(ends, 0, positions + 1))
 
     def of_lengths(self, seq_lengths: ArrayLike, seq_len: int | None = None) -> np.ndarray:
         """Weights of a row packed on the fly from segments of `seq_lengths[S]` tokens, float32[seq_len].
