@@ -1,7 +1,7 @@
 """Weighted training with a framework: one module per framework, on top of `exact_prep.reader`.
 
     torch/           loader, collator, weighted losses, the check that documents are isolated
-    transformers.py  the Trainer mixin, for transformers.Trainer and TRL's SFTTrainer
+    transformers/    the Trainer mixin, for transformers.Trainer and TRL's SFTTrainer
     jax.py           batches for JAX (with or without grain) and the weighted loss
 
 A framework is imported only when its module is. Reading datasets without a framework is in `exact_prep.reader`, files

@@ -22,15 +22,19 @@ def collate(
     align: Align = "target",
     cu_seqlens: bool = False,
     segment_ids: bool = False,
+    flatten: bool = False,
     ids: type[np.integer] = np.int64,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """B rows of L tokens as arrays of their own: input_ids, position_ids, labels of type `ids`, loss_weights float32.
 
     Each [B, L]. Position_ids are 0 at each document and throughout padding, labels -100 where the weight is 0. On
     request `segment_ids[B, L]`, counted from 1 in each row and 0 for padding, and cu_seqlens int32[S + 1], the segment
-    edges of the batch as one sequence of B * L tokens, with max_seqlen. Raises UsageError if a row lacks columns, or
-    rows differ in length.
+    edges of the batch as one sequence of B * L tokens, with max_seqlen. `flatten` makes the batch that one sequence,
+    [1, B * L], and adds these edges as Hugging Face names them: cu_seq_lens_q and _k, max_length_q and _k (plain ints).
+    Raises UsageError if a row lacks columns, rows differ in length, or for `flatten` with `segment_ids`.
     """
+    if flatten and segment_ids:
+        raise UsageError("segment_ids count from 1 in each row, and a flattened batch has no rows; leave one out")
     stored = [_stored(row) for row in rows]
     tokens = _stack([row[0] for row in stored], ids)
     lengths = [row[1] for row in stored]
@@ -44,10 +48,17 @@ def collate(
     }
     if segment_ids:
         made["segment_ids"] = _stack([columns.segment_ids(own, seq_len) for own in lengths], ids)
-    if cu_seqlens:
-        edges = [columns.cu_seqlens(own, seq_len)[1:] + row * seq_len for row, own in enumerate(lengths)]
-        made["cu_seqlens"] = np.concatenate([[0], *edges]).astype(np.int32)
-        made["max_seqlen"] = np.diff(made["cu_seqlens"]).max()
+    if flatten:
+        made = {name: values.reshape(1, -1) for name, values in made.items()}
+    if cu_seqlens or flatten:
+        parts = [columns.cu_seqlens(own, seq_len)[1:] + row * seq_len for row, own in enumerate(lengths)]
+        edges = np.concatenate([[0], *parts]).astype(np.int32)
+        longest = np.diff(edges).max()
+        if cu_seqlens:
+            made |= {"cu_seqlens": edges, "max_seqlen": longest}
+        if flatten:
+            made |= {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges}
+            made |= {"max_length_q": int(longest), "max_length_k": int(longest)}
     return made
 
 

@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NEEDS = {
     "torch_loop": "torch",
     "pre_shifted_loop": "torch",
+    "long_rows": "torch",
     "lightning_module": "lightning",
     "huggingface_trainer": "transformers",
     "trl_sft": "trl",

@@ -16,6 +16,7 @@ INTEGRATIONS = {
         "carried",
         "carry",
         "denominator",
+        "document_block_mask",
         "linear_weighted_cross_entropy",
         "weighted_cross_entropy",
     },

@@ -60,6 +60,24 @@ def test_rows_of_a_hugging_face_dataset_make_the_same_batch(two_rows):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_flattened_batch_is_one_sequence_with_the_edges_that_flash_attention_reads(two_rows):
+    batch, rows = Collator(flatten=True)(list(two_rows)), Collator()(list(two_rows))
+    for name, values in rows.items():
+        assert torch.equal(batch[name], values.reshape(1, -1))
+    edges = [0]
+    for row in two_rows:
+        padding = SEQ_LEN - int(row.seq_lengths.sum())
+        for length in [*row.seq_lengths.tolist(), *([padding] if padding else [])]:
+            edges.append(edges[-1] + length)
+    longest = max(stop - start for start, stop in itertools.pairwise(edges))
+    for side in "qk":
+        assert batch[f"cu_seq_lens_{side}"].tolist() == edges
+        assert batch[f"cu_seq_lens_{side}"].dtype == torch.int32
+        assert (batch[f"max_length_{side}"], type(batch[f"max_length_{side}"])) == (longest, int)
+    with pytest.raises(UsageError, match="leave one out"):
+        Collator(flatten=True, segment_ids=True)(list(two_rows))
+
+
 def test_rows_that_cannot_be_batched_are_refused(dataset, tmp_path):
     with pytest.raises(UsageError, match="remove_unused_columns=False"):
         Collator()([{"input_ids": [1, 2]}])

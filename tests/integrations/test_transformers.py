@@ -17,7 +17,8 @@ torch = framework("torch")
 transformers = framework("transformers")
 
 from exact_prep.integrations.torch import Collator, assert_documents_isolated  # noqa: E402
-from exact_prep.integrations.transformers import LOSS_OPTIONS, WeightedLossMixin, hugging_face_dataset  # noqa: E402
+from exact_prep.integrations.transformers import WeightedLossMixin, hugging_face_dataset  # noqa: E402
+from exact_prep.integrations.transformers.checks import LOSS_OPTIONS  # noqa: E402
 
 SEQ_LEN = 64
 

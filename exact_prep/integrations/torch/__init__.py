@@ -5,6 +5,7 @@
     head.py        computes the weighted loss at the output head of someone else's model (used by transformers.py)
     linear.py      the chunked loss as one operator, for torch.compile
     carried.py     carry, carried: a weight inside its int64 label, for trainers that move labels but no other column
+    flex.py        document_block_mask: isolation of documents in rows of 64K tokens and more, for flex attention
     isolation.py   assert_documents_isolated: packed documents must not see each other
 
 For map-style loading no wrapper is needed: `DataLoader(exact_prep.open(DIR), collate_fn=Collator(), ...)`.
@@ -17,6 +18,7 @@ except ModuleNotFoundError as error:
 
 from exact_prep.integrations.torch.carried import carried, carry
 from exact_prep.integrations.torch.data import Collator, Loader
+from exact_prep.integrations.torch.flex import document_block_mask
 from exact_prep.integrations.torch.isolation import assert_documents_isolated
 from exact_prep.integrations.torch.loss import denominator, linear_weighted_cross_entropy, weighted_cross_entropy
 from exact_prep.reader.order import BatchPolicy
@@ -29,6 +31,7 @@ __all__ = [
     "carried",
     "carry",
     "denominator",
+    "document_block_mask",
     "linear_weighted_cross_entropy",
     "weighted_cross_entropy",
 ]

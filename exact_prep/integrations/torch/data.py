@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from exact_prep.reader.order import BatchPolicy
     from exact_prep.reader.rows import PackedDataset, Row
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
+"""Tensors by name; the lengths of a flattened batch are ints."""
 
 
 class Collate(Protocol):
@@ -49,6 +50,10 @@ class Collator:
     """Add cu_seqlens int32[S + 1], the segment edges of the batch as one sequence of B * L tokens, and max_seqlen."""
     segment_ids: bool = False
     """Add segment_ids int64[B, L], counted from 1 in each row, 0 for padding."""
+    flatten: bool = False
+    """Make one sequence [1, B * L] of the rows, with cu_seq_lens_q and cu_seq_lens_k int32[S + 1], and max_length_q and
+    max_length_k (ints), as variable-length attention (FlashAttention) in Hugging Face models reads them. With more than
+    one row per batch it isolates documents in no other form."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for an unknown alignment."""
@@ -56,8 +61,10 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row | Mapping[str, Any]]) -> Batch:
         """The batch; raises UsageError if a row lacks a column, or rows differ in length."""
-        made = collate(rows, align=self.align, cu_seqlens=self.cu_seqlens, segment_ids=self.segment_ids)
-        return {name: torch.as_tensor(values) for name, values in made.items()}
+        made = collate(
+            rows, align=self.align, cu_seqlens=self.cu_seqlens, segment_ids=self.segment_ids, flatten=self.flatten
+        )
+        return {name: own if isinstance(own, int) else torch.as_tensor(own) for name, own in made.items()}
 
 
 class Loader(RankLoader[Batch]):
@@ -92,7 +99,7 @@ class Loader(RankLoader[Batch]):
     def _collate(self, rows: list[Row]) -> Batch:
         batch = self.collate(rows)
         if self.pin_memory and torch.accelerator.is_available():
-            return {name: own.pin_memory() for name, own in batch.items()}
+            return {name: own if isinstance(own, int) else own.pin_memory() for name, own in batch.items()}
         return batch
 
     def _find_own_place(self) -> tuple[int, int]:
