@@ -3,6 +3,7 @@
     data.py        Collator and Loader: rows to batches of tensors, sharded over ranks, with exact resume
     loss.py        weighted_cross_entropy, linear_weighted_cross_entropy (never makes the full logits), denominator
     head.py        computes the weighted loss at the output head of someone else's model (used by transformers.py)
+    require.py     checks of values that do not wait for an accelerator
     linear.py      the chunked loss as one operator, for torch.compile
     carried.py     carry, carried: a weight inside its int64 label, for trainers that move labels but no other column
     flex.py        document_block_mask: isolation of documents in rows of 64K tokens and more, for flex attention

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exact_prep.errors import UsageError
+from exact_prep.integrations.torch.require import require
 from exact_prep.reader.columns import IGNORED
 
 WEIGHT, MARK = 32, 48
@@ -42,17 +43,14 @@ def carry(labels: Tensor, weights: Tensor) -> Tensor:
 def carried(labels: Tensor) -> tuple[Tensor, Tensor]:
     """The labels int64[...] and weights float32[...] of `labels[...]` made by `carry`; the weight at a -100 is 0.
 
-    Raises UsageError for labels that carry no weight. Inside torch.compile that is a RuntimeError.
+    Raises UsageError for labels that carry no weight; inside torch.compile and on accelerators, RuntimeError.
     """
     ignored = labels == IGNORED
     whole = ((labels >> MARK == 1) | ignored).all()
-    reason = (
+    require(
+        whole,
         "some labels carry no weight: the data did not go through exact_prep.integrations.torch.carry, or something "
-        "replaced labels on the way"
+        "replaced labels on the way",
     )
-    if torch.compiler.is_compiling():
-        torch._assert_async(whole, reason)  # pyright: ignore[reportPrivateImportUsage]
-    elif not whole:
-        raise UsageError(reason)
     weights = (labels >> WEIGHT & 0xFFFF).to(torch.int16).view(torch.float16).to(torch.float32)
     return torch.where(ignored, labels, labels & 0xFFFFFFFF), weights.masked_fill(ignored, 0.0)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import functional
 
 from exact_prep.errors import UsageError
 from exact_prep.integrations.torch.linear import sum_linear_loss
+from exact_prep.integrations.torch.require import require
 from exact_prep.reader.columns import IGNORED, check_align
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 
 CHUNK = 1024
 """Targets per chunk of the linear loss: 1024 * 152K fp32 logits take 0.6 GB, enough for full matrix-product speed."""
+
+SLICED = (
+    "the first token of a row carries loss, so rows are slices of longer ones, and shifting them here would misplace "
+    "targets; shift before slicing: Collator(align='prediction'), and align='prediction' here"
+)
 
 
 def weighted_cross_entropy(
@@ -37,12 +44,18 @@ def weighted_cross_entropy(
 
     `logits[..., L, V]`, `labels[..., L]` (-100 carries no loss), `weights[..., L]`. With `align="target"`, labels and
     weights are aligned with targets and are shifted here; with "prediction" they are already shifted. The default of
-    `denominator` is the sum of weights of this call. Raises UsageError if shapes differ.
+    `denominator` is the sum of weights of this call. Logits may be a DTensor that is sharded over the vocabulary; under
+    torch's `loss_parallel` no rank ever has all of them. Raises UsageError if shapes differ, or if with "target" the
+    first token of a row carries loss: then the rows are slices of longer ones, which only "prediction" can take.
     """
     labels, weights = _aligned(logits.shape[:-1], labels, weights, align)
-    losses = functional.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
+    targets = labels.flatten()
+    if isinstance(logits, DTensor):
+        everywhere = [Replicate()] * logits.device_mesh.ndim
+        targets = DTensor.from_local(targets, logits.device_mesh, everywhere, run_check=False)
+    losses = functional.cross_entropy(logits.flatten(0, -2).float(), targets, ignore_index=IGNORED, reduction="none")
+    if isinstance(losses, DTensor):  # logits sharded over the vocabulary: the losses are the same on each rank
+        losses = losses.full_tensor()
     return (losses * weights.flatten()).sum() / _divisor(weights, denominator)
 
 
@@ -61,10 +74,17 @@ def linear_weighted_cross_entropy(
 
     `hidden[..., L, H]`, `head[V, H]`, `bias[V]`. Targets without weight are skipped. Gradients are computed in the
     forward pass, so that logits are computed only once. Peak memory is about 2 * chunk * V * 4 bytes, plus two float32
-    gradients of the head. One graph under torch.compile. Raises UsageError if shapes differ or `chunk` is below 1.
+    gradients of the head. One graph under torch.compile. Raises UsageError as `weighted_cross_entropy` does,
+    for a sharded head, or if `chunk` is below 1.
     """
     if chunk < 1:
         raise UsageError(f"chunk is {chunk}; it must be at least 1 target")
+    if isinstance(hidden, DTensor) or isinstance(head, DTensor):
+        raise UsageError(
+            "the hidden states or the head are sharded (DTensor), and the chunked loss needs them whole: compute it "
+            "inside the forward of the module that fully_shard wraps, or, with a head sharded over the vocabulary, use "
+            "weighted_cross_entropy on its logits under torch.distributed.tensor.parallel.loss_parallel"
+        )
     labels, weights = _aligned(hidden.shape[:-1], labels, weights, align)
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -82,9 +102,15 @@ def denominator(
     `weights` are the `loss_weights[..., L]` of this rank's microbatches (or `labels != -100` to divide by the number
     of supervised targets). DDP and FSDP average gradients over ranks, so the sum is divided by the number of ranks;
     pass `averaged=False` for trainers that sum gradients. Every rank must call this function. With `align="target"`,
-    the first token of a row is not counted. Raises UsageError if there are no microbatches.
+    the first token of a row is not counted. Where ranks hold slices of rows (context or sequence parallelism), the
+    alignment is "prediction", and `group` is that of all ranks that share a step. Raises UsageError if there are no
+    microbatches, or for slices with "target".
     """
     check_align(align)
+    weights = list(weights)
+    if align == "target":
+        for own in weights:
+            require((own[..., 0] == 0).all(), SLICED)
     parts = [own[..., 1:] if align == "target" else own for own in weights]
     if not parts:
         raise UsageError("denominator needs the weights of at least one microbatch")
@@ -109,6 +135,7 @@ def _aligned(shape: torch.Size, labels: Tensor, weights: Tensor, align: Align) -
             f"weights are {weights.dtype}: an integer type has lost the weights; pass floating-point weights"
         )
     if align == "target":
+        require(((weights[..., 0] == 0) | (labels[..., 0] == IGNORED)).all(), SLICED)
         labels = functional.pad(labels[..., 1:], (0, 1), value=IGNORED)
         weights = functional.pad(weights[..., 1:], (0, 1))
     weights = weights.to(torch.float32).masked_fill(labels == IGNORED, 0.0)
