@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +49,8 @@ class TextBatch:
     empty: int = 0
     """Empty documents among them."""
     rejected: tuple[Rejected, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Records and members of archives that hold no text, by kind."""
     bytes_read: int = 0
     """Bytes of the input files consumed for this batch, compressed where they are."""
     text_bytes: int = 0

@@ -6,9 +6,9 @@ Packing = Literal["concat", "best-fit"]
 OnError = Literal["stop", "reject"]
 SpecialTokens = Literal["text", "special", "error"]
 Backend = Literal["auto", "fastokens", "tokenizers"]
-FileFormat = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "hub"]
+FileFormat = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "warc", "tar", "hub"]
 """Formats of inputs. The table in `sources.formats` has a row for each."""
-InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"]
+InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow", "warc", "tar"]
 """What the user may call an input: the same without `hub`, which is named with `hf://`."""
 Normalize = Literal["none", "mean"]
 LossWeights = Literal["column", "table"]

@@ -43,7 +43,8 @@ LFS = Signature("LFS", "a Git LFS pointer, not the file that it stands for", "fe
 HTML = Signature("HTML", "an HTML page, perhaps the error page of a download", "download the file again")
 PARQUET = Signature("Parquet", "a Parquet file", "name it .parquet, or use --input-format parquet")
 ARROW = Signature("Arrow", "an Arrow IPC file", "name it .arrow, or use --input-format arrow")
-TAR = Signature("tar", "a tar archive", UNPACK)
+TAR = Signature("tar", "a tar archive", "name it .tar, or use --input-format tar, if it holds .txt or .json members")
+WARC = Signature("WARC", "a WARC file", "name it .warc, or use --input-format warc")
 ZIP = Signature("zip", "a zip archive", UNPACK)
 UTF16, UTF32 = (
     Signature(name, f"text in {name}, not in UTF-8", f"convert it: iconv -f {name} -t UTF-8 FILE")
@@ -69,6 +70,7 @@ BINARY = (
 )
 """Formats that hold bytes which text does not; their magic words alone could begin a text."""
 
+ARCHIVE = re.compile(rb"WARC/\d\.\d\r?\nWARC-")
 PDF = re.compile(rb"%PDF-\d\.\d")
 POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n")
 PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html[\s>])", re.IGNORECASE)
@@ -101,6 +103,8 @@ def recognise(head: bytes) -> Signature | None:
         return UTF16
     if head[257:262] == b"ustar":
         return TAR
+    if ARCHIVE.match(head):
+        return WARC
     if PDF.match(head):
         return Signature("PDF", "a PDF document", "extract its text first")
     for magic, signature in BINARY:

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import tarfile
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -179,6 +180,27 @@ def arrow(stream: bool, kind: pa.DataType | None = None, rows: int = 3) -> Calla
     return write
 
 
+def warc(documents: Sequence[str]) -> bytes:
+    """Records of extracted text."""
+    records = []
+    for text in documents:
+        data = text.encode()
+        head = f"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: {len(data)}\r\n\r\n"
+        records.append(head.encode() + data + b"\r\n\r\n")
+    return b"".join(records)
+
+
+def tar(documents: Sequence[str]) -> bytes:
+    """Samples of one .txt each."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for number, text in enumerate(documents):
+            info = tarfile.TarInfo(f"{number:06d}.txt")
+            info.size = len(data := text.encode())
+            archive.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
 def zstd(data: bytes) -> bytes:
     out = pa.BufferOutputStream()
     with pa.CompressedOutputStream(out, "zstd") as stream:
@@ -209,5 +231,7 @@ FORMATS: dict[str, Callable[[Sequence[str]], bytes]] = {
     "m.arrow": arrow(stream=True),
     "n.feather": arrow(stream=False, kind=pa.string_view()),
     "o.arrow": arrow(stream=True, kind=pa.dictionary(pa.int8(), pa.large_string())),
+    "p.warc": warc,
+    "q.tar": tar,
 }
 """A writer per format, by the name of the file it makes."""

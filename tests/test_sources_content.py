@@ -59,7 +59,7 @@ def make_sqlite() -> bytes:
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4" * 64 + b"\nsize 12345\n"
 
 FOREIGN = {
-    "tar": (make_tar(), "tar archive.*unpack"),
+    "tar": (make_tar(), "tar archive.*--input-format tar"),
     "zip": (make_zip(), "zip archive.*unpack"),
     "lfs": (POINTER, "Git LFS pointer.*git lfs pull"),
     "parquet": (parquet()(DOCUMENTS), "Parquet.*--input-format parquet"),

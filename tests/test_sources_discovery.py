@@ -28,7 +28,7 @@ def corpus(tmp_path: Path, monkeypatch) -> Path:
     for name in ("b.jsonl", "a.jsonl", "a-b/x.jsonl", "a/x.jsonl", "z.JSONL.GZ", "ä.txt"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_text('{"text": "x"}\n')
-    for name in ("README.md", "a/notes.md", "Makefile", "old.tar.gz", ".hidden.jsonl", ".git/a.jsonl", "a/.x/b.txt"):
+    for name in ("README.md", "a/notes.md", "Makefile", "old.zip", ".hidden.jsonl", ".git/a.jsonl", "a/.x/b.txt"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_text("no\n")
     monkeypatch.chdir(tmp_path)
@@ -64,7 +64,7 @@ def test_absolute_names_give_the_same_order(corpus: Path) -> None:
 
 @pytest.mark.parametrize("inputs", [["data"], ["data/*"], ["data/**"], ["data/**/*"]])
 def test_what_is_left_out_is_counted(corpus: Path, inputs: list[str]) -> None:
-    assert find(*inputs)[1] == {".md": 2, ".tar.gz": 1, "hidden": 3, "no suffix": 1}
+    assert find(*inputs)[1] == {".md": 2, ".zip": 1, "hidden": 3, "no suffix": 1}
 
 
 def test_files_are_described(corpus: Path) -> None:

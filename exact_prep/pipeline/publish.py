@@ -284,6 +284,7 @@ def make_manifest(
         options=plan.options,
         tokenizer=plan.tokenizer.model_copy(update=compared),
         left_out=limit_reasons(planned.inputs.left_out),
+        records_left_out=limit_reasons(sum((Counter(record.left_out) for record in records), Counter())),
         input_files=len(planned.inputs.files),
         tasks=len(records),
         shards=len(shards),

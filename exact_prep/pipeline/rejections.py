@@ -98,6 +98,11 @@ def find_surprises(planned: PackPlan, manifest: Manifest, labels: Set[str], own_
     field = label_field(planned.plan.options.source)
     if field is not None and labels == {NO_LABEL}:
         yield f"no record has the field {field!r} of --source-from: all documents are of the source {NO_LABEL}"
+    if manifest.records_left_out:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in manifest.records_left_out.items())
+        html = any("html" in kind for kind in manifest.records_left_out)
+        remedy = "; extract the text of HTML first, with Resiliparse or Trafilatura" if html else ""
+        yield f"in archives, not read because they hold no text: {kinds}{remedy}"
     id_field, packed = planned.plan.options.source.id_field, manifest.documents.packed
     if id_field is not None and own_ids < packed:
         which = "no document has" if not own_ids else f"{packed - own_ids:,} of {packed:,} documents do not have"

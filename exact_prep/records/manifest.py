@@ -148,6 +148,8 @@ class Manifest(Record):
     tokenizer: TokenizerRecord
     left_out: dict[str, Count] = {}
     """Files found in input directories but not read, by reason."""
+    records_left_out: dict[str, Count] = {}
+    """Records and members of archives (WARC, tar) that hold no text, by kind; the records count as empty."""
     input_files: Count
     tasks: Count
     shards: Count

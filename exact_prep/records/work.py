@@ -97,6 +97,8 @@ class TaskRecord(Record):
     documents: DocumentCounts
     content_xxh3: Digest
     """xxh3-128 of the documents that the task read: tells whether a file that was touched still holds them."""
+    left_out: dict[str, Count] = {}
+    """Records and members of archives that hold no text, by kind; the records count as empty."""
     text_bytes: Count
     parity_texts: Count
     parity_bytes: Count

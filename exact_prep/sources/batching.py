@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,6 +162,7 @@ def concatenate(batches: list[TextBatch]) -> TextBatch:
         read=sum(batch.read for batch in batches),
         empty=sum(batch.empty for batch in batches),
         rejected=tuple(one for batch in batches for one in batch.rejected),
+        left_out=sum((Counter(batch.left_out) for batch in batches if batch.left_out), Counter()),
         bytes_read=sum(batch.bytes_read for batch in batches),
         text_bytes=sum(batch.text_bytes for batch in batches),
     )

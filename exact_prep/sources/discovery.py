@@ -321,6 +321,10 @@ def describe(hits: Iterable[Hit], options: SourceOptions, sources: Sources) -> t
 def check_format(path: str, row: Format, options: SourceOptions) -> None:
     """Raise UsageError for a file that cannot be read with these options, and for a name that is not UTF-8."""
     check_utf8(path)
+    if row.name == "warc":
+        from exact_prep.sources.warc import check_installed
+
+        check_installed(path)
     if options.ids_field is not None and not row.has_ids:
         raise UsageError(f"{path} is {row.name}, which holds no token ids;\nleave it out, or leave out --ids-field")
     if not row.has_fields and options.id_field is not None:

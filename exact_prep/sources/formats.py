@@ -102,6 +102,23 @@ FORMATS: dict[str, Format] = {
             first_record=0,
             unit="record batch",
         ),
+        # A record is one of the archive; those without text are counted as empty, by kind.
+        Format(
+            name="warc",
+            suffixes=(".warc", ".wet"),
+            reader="warc:read_warc",
+            record="record",
+            compressible=True,
+            has_ids=False,
+        ),
+        # A record is a sample: the members of one name.
+        Format(
+            name="tar",
+            suffixes=(".tar", ".tgz"),
+            reader="webdataset:read_tar",
+            record="sample",
+            compressible=True,
+        ),
         Format(
             name="hub",
             reader="hub:read_hub",

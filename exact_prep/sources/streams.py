@@ -255,6 +255,10 @@ class SlowFile:
         self._at += len(data)
         return data
 
+    def close(self) -> None:
+        """For pyarrow; the raw file is closed by who opened it."""
+        self.closed = True
+
 
 class CompressedStream:
     """The decompressed bytes of a file, all of them up to a damage, if there is one."""
@@ -334,8 +338,9 @@ def tell_codec(file: InputFile, head: bytes) -> str | None:
 def check_content(file: InputFile, head: bytes) -> None:
     """Raise Damaged if content that begins with `head` is certainly not in the format of `file`."""
     found = recognise(head)
-    if found is not None and not (found.name == "HTML" and file.format == "text"):
-        raise Damaged(found.explain())
+    if found is None or (found.name == "HTML" and file.format == "text") or found.name.lower() == file.format:
+        return
+    raise Damaged(found.explain())
 
 
 @contextmanager

@@ -34,7 +34,8 @@ class ContentHash:
         for values in (batch.ids, batch.id_offsets):
             update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
         rejected = [(one.source, one.place, one.reason, one.record) for one in batch.rejected]
-        update(repr((batch.label, batch.labels, batch.own_ids, rejected)).encode("utf-8", "surrogatepass"))
+        more = (batch.label, batch.labels, batch.own_ids, sorted(batch.left_out.items()), rejected)
+        update(repr(more).encode("utf-8", "surrogatepass"))
 
     def hexdigest(self) -> str:
         """32 hexadecimal digits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
@@ -32,6 +33,8 @@ class Documents:
         self.ledger = TokenLedger()
         self._rejected, self._places = rejected, places
         self._records = self._empty = self._packed = 0
+        self.left_out: Counter[str] = Counter()
+        """Records and members of archives that hold no text, by kind."""
 
     def read(self, texts: TextBatch) -> None:
         """Count the records of a batch."""
@@ -39,6 +42,7 @@ class Documents:
         self._empty += texts.empty
         self.text_bytes += texts.text_bytes
         self._rejected.add(texts.rejected)
+        self.left_out.update(texts.left_out)
 
     def encoded(self, tokens: TokenBatch) -> None:
         """Count the tokens of a batch."""

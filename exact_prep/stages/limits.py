@@ -55,6 +55,7 @@ def split(batch: TextBatch, read: int) -> tuple[TextBatch, TextBatch | None]:
         read=fresh,
         empty=fresh - (fresh > 0) - len(early),
         rejected=early,
+        left_out={},
         bytes_read=0,
         text_bytes=len(batch.texts[0].encode()) if batch.texts else 0,
     )

@@ -143,6 +143,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     record = TaskRecord(
         task=task.index,
         documents=documents.counts(),
+        left_out=dict(sorted(documents.left_out.items())),
         content_xxh3=content.hexdigest(),
         text_bytes=documents.text_bytes,
         parity_texts=tokenizer.parity_texts,
