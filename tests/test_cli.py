@@ -492,6 +492,21 @@ def test_help_ends_with_examples_of_options_that_exist(command):
         assert set(used) <= options, line
 
 
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (("pack",), "INPUT...; -o, --out DIR; --seq-len N|4k|16K"),
+        (("pack", "in.jsonl", "--packing", "concat"), "-o, --out DIR; --seq-len N|4k|16K"),
+        (("weigh",), "DIR..."),
+        (("export", "packed"), "--to"),
+    ],
+)
+def test_all_that_is_missing_is_named_at_once(words, missing):
+    said = exact_prep(*words, check=2).stderr
+    assert f"missing: {missing}" in said
+    assert f"exact-prep {words[0]} --help`" in said
+
+
 def test_help_shows_no_number_that_nobody_can_read():
     """The limits of int64 and of a row are said where they are exceeded."""
     for command in COMMANDS:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from typer.core import TyperCommand, TyperGroup
 
 from exact_prep.cli.config_file import add_options
+from exact_prep.errors import UsageError
 
 TERM_WIDTH = 24
 """Columns of an option's names and value; longer ones have a line of their own."""
@@ -31,7 +32,21 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse a command line, after the options of its `--config`."""
         commands = sorted(ctx.parent.command.commands) if ctx.parent else []
-        return super().parse_args(ctx, add_options(self, ctx, args, commands))
+        arguments = add_options(self, ctx, args, commands)
+        self.check_required(ctx, arguments)
+        return super().parse_args(ctx, arguments)
+
+    def check_required(self, ctx: Any, args: list[str]) -> None:
+        """Raise UsageError that names everything that is missing: Click would name the first alone."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if ctx.resilient_parsing or given.get("help"):
+            return
+        missing = [each for each in self.get_params(ctx) if each.required and given.get(each.name) in (None, (), [])]
+        if missing:
+            named = [
+                name_argument(each) if each.param_type_name == "argument" else name_option(each) for each in missing
+            ]
+            raise UsageError(f"missing: {'; '.join(named)}. See `{ctx.command_path} --help`")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
