@@ -16,7 +16,7 @@ lightning = framework("lightning")
 
 from torch_models import Bigram  # noqa: E402
 
-from exact_prep.integrations.torch import BatchPolicy, Collator, Loader  # noqa: E402
+from exact_prep.integrations.torch import BatchPolicy, Collator, ContextWatch, Loader  # noqa: E402
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from lightning_module import Weighted  # noqa: E402
@@ -131,3 +131,17 @@ def test_a_resumed_run_continues_with_the_next_batch(dataset, tmp_path, epochs, 
     assert read_by_lightning(Sgd, Loader(rows, policy), tmp_path, stop) == want[: 4 * stop]
     rest = read_by_lightning(Sgd, Loader(rows, policy), tmp_path, last, tmp_path / "last.ckpt")
     assert rest == want[4 * stop :]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_loss_by_context_is_logged(dataset, tmp_path):
+    module = Sgd(Bigram(), 1.0, ContextWatch(dataset))
+    trainer = lightning.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, log_every_n_steps=1
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(dataset[:4], batch_size=4, collate_fn=Collator()))
+    logged = trainer.callback_metrics
+    share = sum(float(row.loss_weights[row.position_ids >= 16].astype("f8").sum()) for row in dataset[:4])
+    whole = sum(float(row.loss_weights.astype("f8").sum()) for row in dataset[:4])
+    assert float(logged["tail share"]) == pytest.approx(share / whole, rel=1e-5)
+    assert float(logged["loss/context 32-63"]) > 1

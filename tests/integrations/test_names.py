@@ -11,6 +11,7 @@ INTEGRATIONS = {
     "torch": {
         "BatchPolicy",
         "Collator",
+        "ContextWatch",
         "Loader",
         "assert_documents_isolated",
         "carried",

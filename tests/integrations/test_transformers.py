@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -16,7 +17,7 @@ from exact_prep.errors import UsageError
 torch = framework("torch")
 transformers = framework("transformers")
 
-from exact_prep.integrations.torch import Collator, assert_documents_isolated  # noqa: E402
+from exact_prep.integrations.torch import Collator, ContextWatch, assert_documents_isolated  # noqa: E402
 from exact_prep.integrations.transformers import WeightedLossMixin, hugging_face_dataset  # noqa: E402
 from exact_prep.integrations.transformers.checks import LOSS_OPTIONS  # noqa: E402
 
@@ -128,6 +129,21 @@ def test_uniform_weights_are_the_trainer_s_own_loss(directory, tmp_path):
     assert loss == pytest.approx(want_loss, rel=1e-6)
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 10])
+def test_what_is_logged_has_the_loss_by_context(dataset, tmp_path, chunk):
+    asked = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=1)
+    trainer = WeightedTrainer(tiny_model(), asked, train_dataset=dataset[:4])
+    trainer.head_chunk, trainer.watch = chunk, ContextWatch(dataset)
+    trainer.train()
+    logged = next(own for own in trainer.state.log_history if "loss" in own)
+    share = sum(float(row.loss_weights[row.position_ids >= 16].astype("f8").sum()) for row in dataset[:4])
+    whole = sum(float(row.loss_weights.astype("f8").sum()) for row in dataset[:4])
+    assert logged["tail share"] == pytest.approx(share / whole, rel=1e-5)
+    # An untrained model guesses alike at every distance.
+    for context in ("0-7", "8-15", "16-31", "32-63"):
+        assert logged[f"loss/context {context}"] == pytest.approx(math.log(VOCAB), rel=0.2)
 
 
 def test_dividing_by_targets_is_the_same_loss_times_the_mean_weight(two_rows, tmp_path):

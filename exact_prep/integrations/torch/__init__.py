@@ -7,6 +7,7 @@
     linear.py      the chunked loss as one operator, for torch.compile
     carried.py     carry, carried: a weight inside its int64 label, for trainers that move labels but no other column
     flex.py        document_block_mask: isolation of documents in rows of 64K tokens and more, for flex attention
+    watch.py       ContextWatch: loss by effective context and the tail's share, during training
     isolation.py   assert_documents_isolated: packed documents must not see each other
 
 For map-style loading no wrapper is needed: `DataLoader(exact_prep.open(DIR), collate_fn=Collator(), ...)`.
@@ -22,11 +23,13 @@ from exact_prep.integrations.torch.data import Collator, Loader
 from exact_prep.integrations.torch.flex import document_block_mask
 from exact_prep.integrations.torch.isolation import assert_documents_isolated
 from exact_prep.integrations.torch.loss import denominator, linear_weighted_cross_entropy, weighted_cross_entropy
+from exact_prep.integrations.torch.watch import ContextWatch
 from exact_prep.reader.order import BatchPolicy
 
 __all__ = [
     "BatchPolicy",
     "Collator",
+    "ContextWatch",
     "Loader",
     "assert_documents_isolated",
     "carried",

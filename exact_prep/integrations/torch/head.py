@@ -54,7 +54,7 @@ def is_plain_linear(head: Any) -> bool:
 
 @contextmanager
 def loss_at_head(
-    head: Any, labels: Tensor, weights: Tensor, *, denominator: Tensor | float | None, chunk: int
+    head: Any, labels: Tensor, weights: Tensor, *, denominator: Tensor | float | None, chunk: int, observe: Any = None
 ) -> Iterator[HeadLoss]:
     """Inside this context, `head` (an nn.Linear) computes the weighted loss of its input instead of the full logits.
 
@@ -67,7 +67,7 @@ def loss_at_head(
 
     def forward(input: Tensor) -> Tensor:  # noqa: A002
         made.loss = linear_weighted_cross_entropy(
-            input, head.weight, labels, weights, bias=head.bias, denominator=denominator, chunk=chunk
+            input, head.weight, labels, weights, bias=head.bias, denominator=denominator, chunk=chunk, observe=observe
         )
         made.logits = apply(input[:, :1])
         return made.logits

@@ -11,14 +11,16 @@ from torch.nn import functional
 
 def sum_linear_loss(
     hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, weights: Tensor, chunk: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Sum over targets of weight * cross-entropy of `hidden[N, H] @ head[V, H].T + bias[V]`, a float32 scalar.
+
+    And the cross-entropy of each target, float32[N], without gradient; 0 where the weight is.
 
     `labels[N]` int64, `weights[N]` float32; targets of weight 0 are left out. Differentiable once, in hidden, head and
     bias.
     """
-    loss: Tensor = _LinearLoss.apply(hidden, head, bias, labels, weights, chunk)
-    return loss
+    loss, losses = _LinearLoss.apply(hidden, head, bias, labels, weights, chunk)
+    return loss, losses
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -27,17 +29,18 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, weights: Tensor, chunk: int
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wants = [hidden.requires_grad, head.requires_grad, bias is not None and bias.requires_grad]
-        loss, *grads = _compute(hidden, head, bias, labels, weights, chunk, *wants)
+        loss, losses, *grads = _compute(hidden, head, bias, labels, weights, chunk, *wants)
         ctx.save_for_backward(*grads)
         inputs = zip((hidden, head, bias), wants, strict=True)
         ctx.dtypes = [own.dtype if own is not None and wanted else None for own, wanted in inputs]
-        return loss
+        ctx.mark_non_differentiable(losses)
+        return loss, losses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         grads = [
             None if dtype is None else (grad * grad_output).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -56,19 +59,22 @@ def _compute(
     wants_hidden: bool,
     wants_head: bool,
     wants_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sum, and its gradients in hidden (its dtype), head and bias (float32); empty where not wanted."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The sum, its terms before weighting (float32[N]), its gradients in hidden (its dtype), head and bias (float32).
+
+    Gradients that are not wanted are empty.
+    """
     kept = weights.nonzero().squeeze(-1)
     grad_hidden = torch.zeros_like(hidden) if wants_hidden else hidden.new_empty(0)
     grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else head.new_empty(0)
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else head.new_empty(0)
-    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    losses = torch.zeros_like(weights)
     with torch.autocast(hidden.device.type, enabled=False):
         for here in kept.split(chunk):
             own, targets, factors = hidden[here], labels[here, None], weights[here, None]
             logits = functional.linear(own, head, None if bias is None else bias.to(head.dtype)).float()
             norms = logits.logsumexp(-1, keepdim=True)
-            loss += ((norms - logits.gather(1, targets)) * factors).sum()
+            losses[here] = (norms - logits.gather(1, targets)).squeeze(1)
             if not (wants_hidden or wants_head or wants_bias):
                 continue
             # d loss / d logits = weight * (softmax - one-hot of the target), computed in place of the logits.
@@ -81,7 +87,7 @@ def _compute(
                 grad_hidden[here] = grads @ head
             if wants_head:
                 grad_head += grads.T @ own
-    return loss, grad_hidden, grad_head, grad_bias
+    return (losses * weights).sum(), losses, grad_hidden, grad_head, grad_bias
 
 
 @_compute.register_fake
@@ -95,10 +101,11 @@ def _describe(
     wants_hidden: bool,
     wants_head: bool,
     wants_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Shapes and dtypes of what `_compute` gives."""
     return (
-        hidden.new_empty((), dtype=torch.float32),
+        weights.new_empty(()),
+        torch.empty_like(weights),
         torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0),
         torch.empty_like(head, dtype=torch.float32) if wants_head else head.new_empty(0),
         torch.empty_like(bias, dtype=torch.float32) if bias is not None and wants_bias else head.new_empty(0),

@@ -19,9 +19,11 @@ from exact_prep.integrations.torch.require import require
 from exact_prep.reader.columns import IGNORED, check_align
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from exact_prep.reader.columns import Align
+
+    Observe = Callable[[Tensor, Tensor], None]
 
 CHUNK = 1024
 """Targets per chunk of the linear loss: 1024 * 152K fp32 logits take 0.6 GB, enough for full matrix-product speed."""
@@ -39,14 +41,17 @@ def weighted_cross_entropy(
     *,
     denominator: Tensor | float | None = None,
     align: Align = "target",
+    observe: Observe | None = None,
 ) -> Tensor:
     """Sum of weight * cross-entropy, divided by `denominator`, in float32; 0 if no target has weight.
 
     `logits[..., L, V]`, `labels[..., L]` (-100 carries no loss), `weights[..., L]`. With `align="target"`, labels and
     weights are aligned with targets and are shifted here; with "prediction" they are already shifted. The default of
     `denominator` is the sum of weights of this call. Logits may be a DTensor that is sharded over the vocabulary; under
-    torch's `loss_parallel` no rank ever has all of them. Raises UsageError if shapes differ, or if with "target" the
-    first token of a row carries loss: then the rows are slices of longer ones, which only "prediction" can take.
+    torch's `loss_parallel` no rank ever has all of them. `observe` is called with the cross-entropy and the weight of
+    each prediction, float32 without gradient (see `ContextWatch`). Raises UsageError if shapes differ, or if with
+    "target" the first token of a row carries loss: then the rows are slices of longer ones, which only "prediction" can
+    take.
     """
     labels, weights = _aligned(logits.shape[:-1], labels, weights, align)
     targets = labels.flatten()
@@ -56,6 +61,8 @@ def weighted_cross_entropy(
     losses = functional.cross_entropy(logits.flatten(0, -2).float(), targets, ignore_index=IGNORED, reduction="none")
     if isinstance(losses, DTensor):  # logits sharded over the vocabulary: the losses are the same on each rank
         losses = losses.full_tensor()
+    if observe is not None:
+        observe(losses.detach(), weights)
     return (losses * weights.flatten()).sum() / _divisor(weights, denominator)
 
 
@@ -69,6 +76,7 @@ def linear_weighted_cross_entropy(
     denominator: Tensor | float | None = None,
     align: Align = "target",
     chunk: int = CHUNK,
+    observe: Observe | None = None,
 ) -> Tensor:
     """`weighted_cross_entropy(hidden @ head.T + bias, ...)` that never has more than `chunk` rows of logits in memory.
 
@@ -90,7 +98,9 @@ def linear_weighted_cross_entropy(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, head = hidden.to(dtype), head.to(dtype)
     # Divide afterwards: a single target's gradient divided by 100K would be too small for float16.
-    loss = sum_linear_loss(hidden.flatten(0, -2), head, bias, labels.flatten(), weights.flatten(), chunk)
+    loss, losses = sum_linear_loss(hidden.flatten(0, -2), head, bias, labels.flatten(), weights.flatten(), chunk)
+    if observe is not None:
+        observe(losses, weights)
     return loss / _divisor(weights, denominator)
 
 

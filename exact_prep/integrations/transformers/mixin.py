@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from exact_prep.integrations.torch import Collator, weighted_cross_entropy
+from exact_prep.integrations.torch import Collator, ContextWatch, weighted_cross_entropy
 from exact_prep.integrations.torch import denominator as step_denominator
 from exact_prep.integrations.torch.head import loss_at_head
 from exact_prep.integrations.torch.loss import CHUNK
@@ -50,6 +50,8 @@ class WeightedLossMixin:
     """Divide by the sum of weights (the paper's loss) or by the number of supervised targets."""
     head_chunk: int | None = CHUNK
     """Targets per chunk of the loss at the output head, so that full logits are never made. None: use full logits."""
+    watch: ContextWatch | None = None
+    """If set, what is logged during training has the loss by effective context and the tail's share of supervision."""
     loss_is_scaled_for_ga = True
     """Tells the Trainer not to divide by the accumulation steps again."""
 
@@ -111,12 +113,13 @@ class WeightedLossMixin:
         total = num_items_in_batch if training else None
         if total is None:
             total = counted[..., 1:].sum(dtype=torch.float32)
+        observe = self.watch.on(inputs) if self.watch is not None and training else None
         if self.head_chunk is None or return_outputs:
             outputs = model(**inputs)
-            loss = weighted_cross_entropy(outputs.logits, labels, weights, denominator=total)
+            loss = weighted_cross_entropy(outputs.logits, labels, weights, denominator=total, observe=observe)
         else:
             head = self.accelerator.unwrap_model(model).get_output_embeddings()  # type: ignore[attr-defined]
-            with loss_at_head(head, labels, weights, denominator=total, chunk=self.head_chunk) as made:
+            with loss_at_head(head, labels, weights, denominator=total, chunk=self.head_chunk, observe=observe) as made:
                 outputs = model(**inputs)
             loss = made.checked_loss(outputs.logits)
         loss = loss + self._router_loss(outputs)
@@ -153,6 +156,12 @@ class WeightedLossMixin:
         with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
             loss = self.compute_loss(model, self._prepare_inputs(inputs))  # type: ignore[attr-defined]
         return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, with the means of `watch` since training was last logged. Every rank logs."""
+        if self.watch is not None and "loss" in logs:
+            logs = {**logs, **self.watch.read()}
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _router_loss(self, outputs: Any) -> Tensor | float:
         """The load-balancing loss of a mixture of experts; a model that gets no labels does not add it itself."""
