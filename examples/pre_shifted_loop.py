@@ -1,4 +1,4 @@
-"""Trainers with shifted labels (torchtitan, nanotron, litgpt): python pre_shifted_loop.py DIR [STEPS].
+"""Trainers with shifted labels (torchtitan, OLMo-core): python pre_shifted_loop.py DIR [STEPS].
 
 Such a trainer computes cross_entropy(logits, labels) per token and divides by the number of tokens. Multiply by the
 weights instead, and divide by their sum.
