@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -440,7 +442,7 @@ def test_help_is_quick_and_imports_nothing_slow():
     assert own < max(0.3, 1.5 * empty), pairs
 
 
-COMMANDS = ("pack", "weigh", "report", "verify", "export", "config", "demo", "validate")
+COMMANDS = ("pack", "weigh", "report", "verify", "export", "config", "explain", "demo", "validate")
 
 
 def show_help(*command: str, columns: int = 80) -> list[str]:
@@ -674,12 +676,23 @@ def test_brackets_in_paths_are_no_markup_in_the_report_and_at_a_terminal(tokeniz
     base = ("pack", source, "--tokenizer", tokenizer, "--seq-len", 64, "--out", folder / "out", "--workers", 1)
     for command in (base, ("weigh", folder / "out"), ("verify", folder / "out")):
         terminal, end = os.openpty()
+        # On a slow machine more is drawn than a terminal holds that nobody reads.
+        reader = threading.Thread(target=drain, args=(terminal,))
+        reader.start()
         exact_prep_at(end, *command)
         os.close(end)
+        reader.join()
         os.close(terminal)
     shown = exact_prep("report", folder / "out", env={**os.environ, "COLUMNS": "400"}).stdout
     assert f"{folder / 'out'}  " in shown
     assert f"tokenizer  {tokenizer}, " in shown
+
+
+def drain(terminal: int) -> None:
+    """Read a terminal until its other end is closed."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 1 << 16):
+            continue
 
 
 def exact_prep_at(terminal: int, *arguments: object) -> None:

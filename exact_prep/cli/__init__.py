@@ -19,6 +19,7 @@ import typer
 
 from exact_prep.cli.config import config
 from exact_prep.cli.demo import demo
+from exact_prep.cli.explain import explain
 from exact_prep.cli.export import export
 from exact_prep.cli.help import Command, Group
 from exact_prep.cli.pack import pack
@@ -63,7 +64,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (pack, weigh, report, verify, export, config, demo, validate):
+for command in (pack, weigh, report, verify, export, config, explain, demo, validate):
     app.command(cls=Command, help=sys.modules[command.__module__].HELP)(stoppable(command))
 
 
