@@ -10,6 +10,7 @@ FileFormat = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "warc",
 """Formats of inputs. The table in `sources.formats` has a row for each."""
 InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow", "warc", "tar"]
 """What the user may call an input: the same without `hub`, which is named with `hf://`."""
+ReportFormat = Literal["terminal", "md", "csv", "latex", "json"]
 Normalize = Literal["none", "mean"]
 LossWeights = Literal["column", "table"]
 Align = Literal["target", "prediction"]

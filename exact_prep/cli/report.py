@@ -6,23 +6,34 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Config, Dataset, FromElsewhere, WeightsTable
+from exact_prep.choices import ReportFormat
+from exact_prep.cli.arguments import Config, Datasets, FromElsewhere, WeightsTable
 
 HELP = """Show where supervision goes: targets and weights by effective context, before and after weighing.
+
+Several datasets are shown one after the other, and side by side.
 
 Examples:
     exact-prep report packed
     exact-prep report packed --weights alpha-0.3.json
     exact-prep report packed --json > facts.json
+    exact-prep report books code --by-source --format csv
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def report(
-    directory: Dataset,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The same facts as JSON: a list, one entry per dataset.")
-    ] = False,
+    directories: Datasets,
+    kind: Annotated[
+        ReportFormat,
+        typer.Option("--format", help="`md`, `csv` and `latex`: one table of the buckets, or of the sources."),
+    ] = "terminal",
+    as_json: Annotated[bool, typer.Option("--json", help="All facts: a list, one entry per dataset.")] = False,
+    by_source: Annotated[bool, typer.Option("--by-source", help="Show the sources, all of them.")] = False,
+    compare_to: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The dataset that others are compared with.", show_default="the first"),
+    ] = None,
     weights: WeightsTable = None,
     weights_from_elsewhere: FromElsewhere = False,
     config: Config = None,
@@ -31,19 +42,26 @@ def report(
     from exact_prep.dataset import find_datasets
     from exact_prep.records import canonical_json
     from exact_prep.reports import load_facts
+    from exact_prep.reports.tables import check_reference, format_facts
 
-    facts = [
-        load_facts(home, weights, weights_from_elsewhere=weights_from_elsewhere) for home in find_datasets(directory)
-    ]
-    if as_json:
+    homes = [home for directory in directories for home in find_datasets(directory)]
+    facts = [load_facts(home, weights, weights_from_elsewhere=weights_from_elsewhere) for home in homes]
+    reference = check_reference(compare_to, facts)
+    if as_json or kind == "json":
         typer.echo(canonical_json([fact.model_dump(mode="json") for fact in facts]).decode(), nl=False)
+        return
+    if kind != "terminal":
+        typer.echo(format_facts(facts, kind, by_source=by_source), nl=False)
         return
     from rich.console import Console
 
-    from exact_prep.reports.terminal import render
+    from exact_prep.reports.terminal import compare, render
 
     console = Console()
     for number, fact in enumerate(facts):
         if number:
             console.print()
-        console.print(render(fact))
+        console.print(render(fact, by_source=by_source))
+    if len(facts) > 1:
+        console.print()
+        console.print(compare(facts, reference))

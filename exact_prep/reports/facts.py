@@ -13,7 +13,7 @@ from exact_prep.records.options import WeightOptions
 from exact_prep.weighing.context import bucket_edges
 from exact_prep.weighing.exposure import Exposure
 from exact_prep.weighing.files import find_divisor, load_table, share_datasets
-from exact_prep.weighing.weights import share
+from exact_prep.weighing.weights import default_tail_from, share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +34,7 @@ class BucketFacts(Record):
     share: float
     """Of all supervised targets: its share of supervision before weighting."""
     in_tail: bool
+    """Whether it is in the tail; before `weigh`, in the one that `weigh` takes by itself."""
     weight: float | None
     """Weight of a target; null before `weigh`."""
     weighted_share: float | None
@@ -140,6 +141,7 @@ class Lens:
         """`weights` None, or plain, means that the dataset is not weighed."""
         self.exact = weights if weights and weights.kind == "exact" else None
         self.table = load_table(self.exact) if self.exact else None
+        self.default_start = default_tail_from(manifest.seq_len)
         self.divisor = find_divisor(self.exact, manifest.tree_hash) if self.exact else 1.0
 
     def count(self, exposure: Exposure) -> np.ndarray:
@@ -152,7 +154,7 @@ class Lens:
 
     def find_tail(self, counts: np.ndarray) -> np.ndarray:
         """Which buckets are in the tail, bool[B]."""
-        start = self.table.tail_start if self.table else np.inf
+        start = self.table.tail_start if self.table else self.default_start
         return (bucket_edges(counts.size)[:-1] >= start) & (counts > 0)
 
 

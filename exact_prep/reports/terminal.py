@@ -13,6 +13,8 @@ from exact_prep.choices import MAX_WEIGHT
 from exact_prep.records.manifest import describe_special_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from exact_prep.reports.facts import BucketFacts, Facts, MixtureFacts, WeightFacts
@@ -23,15 +25,15 @@ SOURCES = 20
 """Sources that are shown, at most."""
 
 
-def render(facts: Facts) -> RenderableType:
-    """A heading, the state of the weights, the histogram, and a table of counts."""
+def render(facts: Facts, *, by_source: bool = False) -> RenderableType:
+    """A heading, the state of the weights, the histogram, and a table of counts; `by_source` shows all sources."""
     title = Text.assemble(
         (facts.directory, "bold"),
         f"  {facts.rows:,} rows of {facts.seq_len:,} tokens, {facts.packing}",
     )
     parts: list[RenderableType] = [title, Text(describe_state(facts)), Text(), make_histogram(facts), Text()]
-    if len(facts.sources) > 1:
-        parts += [make_sources(facts), Text()]
+    if len(facts.sources) > 1 or by_source:
+        parts += [make_sources(facts, None if by_source else SOURCES), Text()]
     if facts.weights and facts.weights.mixture:
         parts += [make_mixture(facts.weights.mixture, facts.weights), Text()]
     return Group(*parts, make_figures(facts))
@@ -61,7 +63,7 @@ def make_histogram(facts: Facts) -> Table:
     if facts.weights:
         table.add_column("weight", justify="right", no_wrap=True)
         table.add_column("after", justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
     largest = max((bucket.share for bucket in facts.buckets), default=0.0)
     for bucket in facts.buckets:
         table.add_row(*make_bucket_cells(bucket, largest), style="" if bucket.targets else "dim")
@@ -78,29 +80,25 @@ def make_bucket_cells(bucket: BucketFacts, largest: float) -> list[RenderableTyp
         Bar(size=largest or 1.0, begin=0, end=bucket.share, color=colour),
     ]
     if bucket.weight is not None and bucket.weighted_share is not None:
-        cells += [
-            f"{bucket.weight:.4f}",
-            f"{bucket.weighted_share:.2%}",
-            Text("tail", "yellow") if bucket.in_tail else Text(""),
-        ]
-    return cells
+        cells += [f"{bucket.weight:.4f}", f"{bucket.weighted_share:.2%}"]
+    return [*cells, Text("tail", "yellow") if bucket.in_tail else Text("")]
 
 
-def make_sources(facts: Facts) -> Table:
-    """One line per source, the largest first: share of supervision before and after weighting."""
+def make_sources(facts: Facts, most: int | None = SOURCES) -> Table:
+    """One line per source, the largest first, at most `most`: share of supervision before and after weighting."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("source", overflow="fold")
     for name in ("documents", "tokens", "share", *(("in the tail", "after") if facts.weights else ())):
         table.add_column(name, justify="right", no_wrap=True)
     ranked = sorted(facts.sources, key=lambda source: -source.tokens)
-    for source in ranked[:SOURCES]:
+    for source in ranked[:most]:
         # Text, because rich would read brackets in a label as markup.
         cells = [Text(source.label), f"{source.documents:,}", f"{source.tokens:,}", f"{source.share:.2%}"]
         if source.tail_share is not None and source.weighted_share is not None:
             cells += [f"{source.tail_share:.2%}", f"{source.weighted_share:.2%}"]
         table.add_row(*cells)
-    if len(ranked) > SOURCES:
-        table.add_row(Text(f"and {len(ranked) - SOURCES} more, see --json", "dim"))
+    if most is not None and len(ranked) > most:
+        table.add_row(Text(f"and {len(ranked) - most} more, see --by-source", "dim"))
     return table
 
 
@@ -122,6 +120,31 @@ def make_mixture(mixture: MixtureFacts, weights: WeightFacts) -> RenderableType:
         return table
     kept = f"each keeps its share; the tail's extra supervision is {mixture.extra:.6g} of {weights.extra:.6g}"
     return Group(table, Text(kept))
+
+
+def compare(facts: Sequence[Facts], reference: int) -> Table:
+    """Some datasets side by side: a line each, with differences to the one at `reference` in points of percent."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("side by side", overflow="fold")
+    for name in ("rows", "padding", "tail", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    chosen = measure_shares(facts[reference])
+    for number, one in enumerate(facts):
+        cells = []
+        for own, other in zip(measure_shares(one), chosen, strict=True):
+            shown = "" if own is None else f"{own:.2%}"
+            if number != reference and own is not None and other is not None:
+                shown += f" ({100 * (own - other):+.2f})"
+            cells.append(shown)
+        table.add_row(Text(one.directory), f"{one.rows:,}", *cells)
+    return table
+
+
+def measure_shares(facts: Facts) -> tuple[float, float, float | None]:
+    """Padding of all positions; the tail's share of supervision before and after weighting."""
+    tail = sum(bucket.share for bucket in facts.buckets if bucket.in_tail)
+    after = None if facts.weights is None else facts.weights.weighted_tail_share
+    return facts.padding_share, tail, after
 
 
 def describe_extra(weights: WeightFacts) -> str:

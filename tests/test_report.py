@@ -1,0 +1,89 @@
+"""`report` of several datasets, side by side and as tables for documents."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from runs import exact_prep, make_texts, pack_here, weigh_here, write_jsonl
+
+from exact_prep.reports import load_facts
+from exact_prep.reports.tables import format_facts
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory, tokenizer_file):
+    """A weighed dataset of two sources, and one that is not weighed."""
+    base = tmp_path_factory.mktemp("report")
+    files = [write_jsonl(base / f"{name}.jsonl", make_texts(60, seed=seed)) for seed, name in enumerate(("a_b", "c|d"))]
+    pack_here(files, base / "weighed", tokenizer_file)
+    weigh_here(base / "weighed")
+    pack_here(files[:1], base / "plain", tokenizer_file)
+    return base / "weighed", base / "plain"
+
+
+def test_several_datasets_are_shown_side_by_side(homes):
+    shown = exact_prep("report", *homes).stdout
+    facts = [load_facts(home) for home in homes]
+    tails = [sum(bucket.share for bucket in one.buckets if bucket.in_tail) for one in facts]
+    for home in homes:
+        assert f"{home}  " in shown
+    table = shown[shown.index("side by side") :]
+    assert f"{facts[0].weights.weighted_tail_share:.2%}" in table
+    assert f"{tails[1]:.2%} ({100 * (tails[1] - tails[0]):+.2f})" in table
+    other = exact_prep("report", *homes, "--compare-to", homes[1]).stdout
+    assert f"{tails[0]:.2%} ({100 * (tails[0] - tails[1]):+.2f})" in other
+    assert "none of the datasets" in exact_prep("report", *homes, "--compare-to", "x", check=2).stderr
+    assert [one["directory"] for one in json.loads(exact_prep("report", *homes, "--json").stdout)] == list(
+        map(str, homes)
+    )
+    assert exact_prep("report", *homes, "--format", "json").stdout == exact_prep("report", *homes, "--json").stdout
+
+
+def test_the_tail_is_marked_by_a_word_before_weighing_too(homes):
+    for home in homes:
+        shown = exact_prep("report", home).stdout
+        lines = [line for line in shown.splitlines() if line.rstrip().endswith("tail")]
+        assert [line.split()[0] for line in lines] == ["16", "32"], shown
+    # It is the tail that `weigh` takes by itself.
+    assert [bucket.low for bucket in load_facts(homes[1]).buckets if bucket.in_tail] == [16, 32]
+
+
+def test_tables_hold_the_facts(homes):
+    facts = [load_facts(home) for home in homes]
+    rows = list(csv.DictReader(io.StringIO(exact_prep("report", *homes, "--format", "csv").stdout)))
+    buckets = [(one.directory, bucket) for one in facts for bucket in one.buckets]
+    assert len(rows) == len(buckets)
+    for row, (directory, bucket) in zip(rows, buckets, strict=True):
+        assert (row["dataset"], row["context"]) == (directory, f"{bucket.low}-{bucket.high}")
+        assert (int(row["targets"]), row["tail"]) == (bucket.targets, "tail" if bucket.in_tail else "")
+        assert float(row["share"]) == pytest.approx(bucket.share, abs=1e-6)
+        assert row["weight"] == ("" if bucket.weight is None else f"{bucket.weight:.6f}")
+    sources = list(csv.DictReader(io.StringIO(exact_prep("report", *homes, "--format", "csv", "--by-source").stdout)))
+    assert [row["source"] for row in sources] == [source.label for one in facts for source in one.sources]
+    assert float(sources[0]["share after"]) == pytest.approx(facts[0].sources[0].weighted_share, abs=1e-6)
+
+
+def test_labels_are_text_in_markdown_and_latex(homes):
+    facts = [load_facts(homes[0])]
+    markdown = format_facts(facts, "md", by_source=True).splitlines()
+    assert markdown[1] == "|---|---|---:|---:|---:|---:|---:|"
+    assert len(markdown) == 4
+    assert r"c\|d.jsonl" in markdown[3]
+    latex = format_facts(facts, "latex", by_source=True)
+    assert r"a\_b.jsonl" in latex
+    assert latex.count(r"\\") == 3
+    assert latex.startswith("\\begin{tabular}{llrrrrr}\n")
+    assert latex.endswith("\\end{tabular}\n")
+
+
+def test_by_source_shows_all_of_them(tokenizer_file, tmp_path):
+    lines = [json.dumps({"text": "a b c", "source": f"source-{number:02d}"}) for number in range(25)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    base = ("--tokenizer", tokenizer_file, "--seq-len", 16, "--source-from", "field:source")
+    exact_prep("pack", tmp_path / "in.jsonl", *base, "-o", tmp_path / "out")
+    assert "and 5 more, see --by-source" in exact_prep("report", tmp_path / "out").stdout
+    shown = exact_prep("report", tmp_path / "out", "--by-source").stdout
+    assert all(f"source-{number:02d}" in shown for number in range(25))
