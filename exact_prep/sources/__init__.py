@@ -3,7 +3,7 @@
 The way of a document, and the file where each step lives:
 
 1. What the user named becomes files in order.                     discovery
-2. Files become slices, and slices become tasks.                   slices
+2. Files become slices, and slices become tasks.                   slices, continuation
 3. The table of formats names the reader of a slice.               formats
 4. Bytes are read in blocks and decompressed.                      streams
 5. A reader cuts records out of them and takes the document from each record:
@@ -12,11 +12,12 @@ The way of a document, and the file where each step lives:
    JSON arrays, and JSON objects that follow each other            json_array
    CSV and TSV                                                     delimited
    plain text                                                      text
+   WARC; tar archives (through `tape`)                             warc, webdataset
    Parquet; Arrow files and streams; Hugging Face datasets         parquet, arrow, hub
    columns as documents (what these three share)                   column_values
    documents too long for one string, given in pieces              long_texts
 
-6. A source label is found for each document.                      labels
+6. A source label, and its own id, is found for each document.     labels
 7. Small batches become larger ones, numbered within their task.   batching
 8. A record's number says where it is, in the words of messages.   places
 
