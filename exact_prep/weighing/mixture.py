@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exact_prep.choices import MAX_COUNT
 from exact_prep.errors import WeightsError
 from exact_prep.weighing.context import bucket_edges
 from exact_prep.weighing.exposure import Exposure
@@ -65,7 +66,7 @@ def normalize_rates(parts: Sequence[Part]) -> list[float] | None:
     if min(given) < 0 or not np.isfinite(sum(given)) or sum(given) == 0:
         raise WeightsError(f"rates {given} must be finite, not negative, and not all 0")
     # A file holds the default rates too. They stand for the sum of counts, which floats would only approach.
-    if given == share_tokens(parts):
+    if given == share_tokens(parts) and sum(part.exposure.targets for part in parts) <= MAX_COUNT:
         return None
     return [rate / sum(given) for rate in given]
 
