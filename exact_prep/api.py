@@ -62,6 +62,8 @@ def pack(
     tokenizer: Location | None = None,
     text_field: str | Sequence[str] = "text",
     ids_field: str | None = None,
+    mask_field: str | None = None,
+    labels_field: str | None = None,
     join: str = "\n",
     csv_delimiter: str | None = None,
     csv_quote: str | None = '"',
@@ -117,6 +119,8 @@ def pack(
                 source=SourceOptions(
                     text_field=(text_field,) if isinstance(text_field, str) else tuple(text_field),
                     ids_field=ids_field,
+                    mask_field=mask_field,
+                    labels_field=labels_field,
                     join=join,
                     csv_delimiter=csv_delimiter,
                     csv_quote=csv_quote,

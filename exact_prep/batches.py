@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+MASKED = np.int32(-(2**31))
+"""The bit of an id, until it is in a row, that says that its token carries no loss. Ids are below 2**31, so it is free:
+whatever copies ids copies masks."""
+
+
+IGNORED = -100
+"""The label of a target without loss, as torch and Hugging Face spell it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
     """A document that was skipped because it cannot be used."""
@@ -31,7 +40,7 @@ class TextBatch:
     texts: list[str] = field(default_factory=list)
     """One string per document; none is empty unless it ends a document begun in an earlier batch."""
     ids: np.ndarray | None = None
-    """Token ids of all documents, int32[T], where the corpus is tokenized already."""
+    """Token ids of all documents, int32[T], where the corpus is tokenized already; see MASKED."""
     id_offsets: np.ndarray | None = None
     """Where each document's ids start and end, int64[D + 1]."""
     labels: list[str] | None = None
@@ -62,7 +71,7 @@ class TokenBatch:
     """Some documents, or pieces of one, as ids with BOS and EOS in place."""
 
     ids: np.ndarray
-    """Token ids of all pieces end to end, int32[T]."""
+    """Token ids of all pieces end to end, int32[T]; see MASKED."""
     offsets: np.ndarray
     """Where each piece starts and ends in `ids`, int64[D + 1]; no piece is empty."""
     doc_ids: np.ndarray

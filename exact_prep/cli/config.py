@@ -29,6 +29,8 @@ Examples:
 PACK = {
     "text-field": "source.text_field",
     "ids-field": "source.ids_field",
+    "mask-field": "source.mask_field",
+    "labels-field": "source.labels_field",
     "join": "source.join",
     "csv-delimiter": "source.csv_delimiter",
     "csv-quote": "source.csv_quote",

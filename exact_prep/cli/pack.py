@@ -96,6 +96,22 @@ def pack(
             help="List column of token ids, read instead of text: nothing is tokenized.", rich_help_panel=SOURCE
         ),
     ] = None,
+    mask_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="List column beside --ids-field: per token, 1 or true if it carries loss.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
+    labels_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="List column beside --ids-field: per token a label, -100 if it carries no loss.",
+            rich_help_panel=SOURCE,
+        ),
+    ] = None,
     join: Annotated[
         str,
         typer.Option(
@@ -297,12 +313,18 @@ def pack(
         raise UsageError(f"--max-segments {max_segments}: leave it out, a row has fewer tokens")
     if rows_multiple_of is not None and rows_multiple_of > MAX_ROW_MULTIPLE:
         raise UsageError(f"--rows-multiple-of {rows_multiple_of}: at most {MAX_ROW_MULTIPLE:,}")
+    if (mask_field or labels_field) and ids_field is None:
+        raise UsageError("--mask-field and --labels-field are for --ids-field: they hold a value per token")
+    if mask_field and labels_field:
+        raise UsageError("--mask-field and --labels-field exclude each other; leave one out")
     if pack_window is not None and packing == "concat" and shuffle is None:
         raise UsageError("--pack-window is for --packing best-fit and --shuffle: concat looks at no window")
     options = PackOptions(
         source=SourceOptions(
             text_field=tuple(text_field or ("text",)),
             ids_field=ids_field,
+            mask_field=mask_field,
+            labels_field=labels_field,
             join=unescape(join),
             csv_delimiter=check_character(None if csv_delimiter is None else unescape(csv_delimiter)),
             csv_quote=None if csv_quote == "none" else check_character(unescape(csv_quote)),

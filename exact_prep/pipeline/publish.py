@@ -112,7 +112,8 @@ def describe(manifest: Manifest) -> WeighedDataset:
 def write_empty_shard(home: LocalStore, planned: PackPlan, seq_len: int) -> ShardRecord:
     """The shard of a corpus without a token: Hugging Face opens no dataset that has none."""
     weights = planned.plan.options.loss_weights == "column"
-    writer = ShardWriter(home.scratch(shard_name(0, 0)), seq_len, weights=weights)
+    masked = planned.plan.options.source.masked
+    writer = ShardWriter(home.scratch(shard_name(0, 0)), seq_len, masked=masked, weights=weights)
     record = writer.close(file=shard_name(0, 0), task=0)
     home.upload(writer.path, record.file)
     return record
@@ -127,7 +128,8 @@ def write_padding_rows(
         return []
     last = records[-1]
     name = shard_name(last.task, len(last.packed[seq_len].shards))
-    writer = ShardWriter(home.scratch(name), seq_len, weights=planned.plan.options.loss_weights == "column")
+    masked, weights = planned.plan.options.source.masked, planned.plan.options.loss_weights == "column"
+    writer = ShardWriter(home.scratch(name), seq_len, masked=masked, weights=weights)
     step = max(BATCH_TOKENS // seq_len, 1)
     none = np.zeros(0, np.int64)
     for first in range(0, missing, step):
@@ -140,6 +142,8 @@ def write_padding_rows(
                 doc_ids=none,
                 doc_offsets=none,
                 sources=none.astype(np.int16),
+                mask_splits=np.zeros(count + 1, np.int32) if masked else None,
+                masked_runs=none.astype(np.int32) if masked else None,
             )
         )
     record = writer.close(file=name, task=last.task)
@@ -280,6 +284,7 @@ def make_manifest(
         seq_len=seq_len,
         packing=plan.options.packing.packing,
         loss_weights=plan.options.loss_weights,
+        masked=plan.options.source.masked,
         continued=plan.continued,
         options=plan.options,
         tokenizer=plan.tokenizer.model_copy(update=compared),

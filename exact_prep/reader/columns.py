@@ -11,11 +11,9 @@ from typing import get_args
 
 import numpy as np
 
+from exact_prep.batches import IGNORED
 from exact_prep.choices import Align
 from exact_prep.errors import UsageError
-
-IGNORED = -100
-"""The label of a target without loss, as torch and Hugging Face spell it."""
 
 
 def check_align(align: str) -> None:

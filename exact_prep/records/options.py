@@ -50,6 +50,10 @@ class SourceOptions(Record):
     object a, unless a field has that very name."""
     ids_field: str | None = None
     """List column that holds a document's token ids; the text is then not read and nothing is tokenized."""
+    mask_field: Annotated[str, Field(min_length=1)] | None = None
+    """List column beside `ids_field`: per token, 1 or true if it carries loss."""
+    labels_field: Annotated[str, Field(min_length=1)] | None = None
+    """List column beside `ids_field`: per token a label, -100 if the token carries no loss."""
     join: str = "\n"
     """What comes between the strings of a field that holds a list of them."""
     csv_delimiter: str | None = None
@@ -76,6 +80,20 @@ class SourceOptions(Record):
     """Stop after the document that reaches this many tokens."""
 
     _source_from = field_validator("source_from")(check_source_from)
+
+    @property
+    def masked(self) -> bool:
+        """Whether some targets carry no loss."""
+        return self.mask_field is not None or self.labels_field is not None
+
+    @model_validator(mode="after")
+    def _mask(self) -> SourceOptions:
+        """Masks are per token, so they come with ids, and from one place."""
+        if self.masked and self.ids_field is None:
+            raise ValueError("--mask-field and --labels-field are for --ids-field: they hold a value per token")
+        if self.mask_field is not None and self.labels_field is not None:
+            raise ValueError("--mask-field and --labels-field exclude each other; leave one out")
+        return self
 
     @field_validator("text_field", mode="before")
     @classmethod

@@ -123,7 +123,7 @@ def cut_rows(part: Part, batches: Iterator[Rows]) -> Iterator[Rows]:
     """The same rows in runs of bounded size. Checks offsets, but not strings."""
     for rows in batches:
         total, share = len(rows.column), rows.consumed
-        columns = [column for column in (rows.column, rows.labels, rows.own_ids) if column is not None]
+        columns = [column for column in (rows.column, rows.labels, rows.own_ids, rows.masks) if column is not None]
         with reading(part):
             for column in columns:
                 check_offsets(column)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from exact_prep.batches import TextBatch
+from exact_prep.batches import IGNORED, MASKED, TextBatch
 from exact_prep.errors import SourceError
 from exact_prep.signatures import HEAD, find_codec, recognise
 from exact_prep.sources.batching import BATCH_BYTES, MAX_ID, count_utf8_bytes, number_records, reject, reject_rest
@@ -54,6 +54,8 @@ class Rows(NamedTuple):
     """What labels are made from; None if labels do not come from the records, or the file has no such column."""
     own_ids: pa.Array | None
     """What documents' own ids are made from; None if they are not kept, or the file has no such column."""
+    masks: pa.Array | None
+    """Masks or labels per token; None if none are wanted."""
     first: int
     """Number of the first row in the file."""
     consumed: int
@@ -61,8 +63,18 @@ class Rows(NamedTuple):
 
     def cut(self, low: int, high: int, consumed: int) -> Rows:
         """The rows [low, high), counted from the first; `consumed` bytes of the file are theirs."""
-        labels, own_ids = (None if column is None else column[low:high] for column in (self.labels, self.own_ids))
-        return Rows(self.column[low:high], labels, own_ids, self.first + low, consumed)
+
+        def part(column: pa.Array | None) -> pa.Array | None:
+            return None if column is None else column[low:high]
+
+        return Rows(
+            self.column[low:high],
+            part(self.labels),
+            part(self.own_ids),
+            part(self.masks),
+            self.first + low,
+            consumed,
+        )
 
 
 class Column(NamedTuple):
@@ -94,6 +106,8 @@ class Columns(NamedTuple):
     """The column of labels, if there is one."""
     own_id: Column | None = None
     """The column of documents' own ids, if there is one."""
+    mask: Column | None = None
+    """The column of masks or labels, if one is wanted."""
 
     def names(self) -> list[str]:
         """All of them as Parquet names what is read, none twice."""
@@ -105,8 +119,11 @@ class Columns(NamedTuple):
 
     def rows(self, batch: pa.RecordBatch, first: int, consumed: int) -> Rows:
         """The rows of a record batch that has these columns."""
-        labels, own_ids = (None if column is None else column.values(batch) for column in (self.label, self.own_id))
-        return Rows(self.text.values(batch), labels, own_ids, first, consumed)
+
+        def read(column: Column | None) -> pa.Array | None:
+            return None if column is None else column.values(batch)
+
+        return Rows(self.text.values(batch), read(self.label), read(self.own_id), read(self.mask), first, consumed)
 
 
 class Opened(NamedTuple):
@@ -207,7 +224,27 @@ def pick_columns(part: Part, schema: pa.Schema) -> Columns:
         text,
         None if label is None else find_column(part, schema, label, "--source-from"),
         None if options.id_field is None else find_column(part, schema, options.id_field, "--id-field"),
+        pick_mask(part, schema),
     )
+
+
+def pick_mask(part: Part, schema: pa.Schema) -> Column | None:
+    """The column of masks or labels that the options ask for; raises SourceError unless it holds lists of integers."""
+    options = part.options
+    name = options.mask_field or options.labels_field
+    option = "--mask-field" if options.mask_field else "--labels-field"
+    if name is None:
+        return None
+    column = find_column(part, schema, name, option)
+    if column is None:
+        raise SourceError(
+            f"{part.name}: there is no column {name!r};\nname one with {option}, there is: {list_columns(schema)}"
+        )
+    if not is_mask(kind := find_type(schema, column)):
+        raise SourceError(
+            f"{part.name}: column {name!r} holds {kind}, not lists of integers;\nname another with {option}"
+        )
+    return column
 
 
 def find_column(part: Part, schema: pa.Schema, name: str, option: str) -> Column | None:
@@ -287,8 +324,7 @@ def is_text(kind: pa.DataType) -> bool:
 def is_texts(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists of strings."""
     types = pa.types
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or is_list_view(kind)
-    return lists and (types.is_string(kind.value_type) or types.is_large_string(kind.value_type))
+    return is_list(kind) and (types.is_string(kind.value_type) or types.is_large_string(kind.value_type))
 
 
 def holds_strings(kind: pa.DataType) -> bool:
@@ -303,9 +339,18 @@ def holds_strings(kind: pa.DataType) -> bool:
 
 def is_ids(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists of integers."""
+    return is_list(kind) and pa.types.is_integer(kind.value_type)
+
+
+def is_mask(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of integers or booleans."""
+    return is_ids(kind) or (is_list(kind) and pa.types.is_boolean(kind.value_type))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
     types = pa.types
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or is_list_view(kind)
-    return lists and types.is_integer(kind.value_type)
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or is_list_view(kind)
 
 
 def holds_labels(kind: pa.DataType) -> bool:
@@ -500,6 +545,7 @@ def read_ids(part: Part, rows: Rows, origin: int) -> TextBatch:
         + ("is null" if null[row] else "holds a null or an id outside [0, 2**31)")
         for row in np.flatnonzero(bad).tolist()
     }
+    silent = read_masks(part, rows, lengths, bad, reasons)
     labels, own_ids = read_labels(part, rows), read_own_ids(part, rows)
     for side in (labels, own_ids):
         for row, value in enumerate(side or ()):
@@ -508,8 +554,11 @@ def read_ids(part: Part, rows: Rows, origin: int) -> TextBatch:
     rejected = tuple(reject(part, rows.first - origin + row, reasons[row], before=origin) for row in sorted(reasons))
     kept = ~bad & (lengths > 0)
     places = np.flatnonzero(kept).tolist()
+    ids = values[np.repeat(kept, lengths)].astype(np.int32)
+    if silent is not None:
+        ids[silent[np.repeat(kept, lengths)]] |= MASKED
     return TextBatch(
-        ids=values[np.repeat(kept, lengths)].astype(np.int32),
+        ids=ids,
         id_offsets=np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64),
         labels=None if labels is None else [labels[row] for row in places],
         own_ids=None if own_ids is None else [own_ids[row] for row in places],
@@ -519,6 +568,39 @@ def read_ids(part: Part, rows: Rows, origin: int) -> TextBatch:
         rejected=rejected,
         bytes_read=rows.consumed,
     )
+
+
+def read_masks(
+    part: Part, rows: Rows, lengths: np.ndarray, bad: np.ndarray, reasons: dict[int, str]
+) -> np.ndarray | None:
+    """Which tokens carry no loss, bool[T], of documents of `lengths[D]` tokens; None if no masks are wanted.
+
+    Documents whose mask has another length, or other values, are marked in `bad` with a reason.
+    """
+    if rows.masks is None:
+        return None
+    name = part.options.mask_field or part.options.labels_field
+    null = rows.masks.is_null().to_numpy(zero_copy_only=False)
+    own = list_lengths(rows.masks, null)
+    flat = rows.masks.flatten()
+    values = flat.cast(pa.int64(), safe=False).fill_null(-1).to_numpy(zero_copy_only=False)
+    if part.options.labels_field is None:
+        silent, wrong = values == 0, (values != 0) & (values != 1)
+    else:
+        silent = values == IGNORED
+        wrong = flat.is_null().to_numpy(zero_copy_only=False) | ((values < 0) & ~silent)
+    document = np.repeat(np.arange(own.size), own)
+    faults = dict.fromkeys(np.unique(document[wrong]).tolist(), "holds a value that is none of a mask or label")
+    faults |= {
+        row: f"has {own[row]} values for {lengths[row]} tokens" for row in np.flatnonzero(own != lengths).tolist()
+    }
+    for row, fault in faults.items():
+        if not bad[row]:
+            bad[row], reasons[row] = True, f"column {name!r} {'is null' if null[row] else fault}"
+    made = np.zeros(int(lengths.sum()), bool)
+    same = own == lengths
+    made[np.repeat(same, lengths)] = silent[np.repeat(same, own)]
+    return made
 
 
 def list_lengths(column: pa.Array, null: np.ndarray) -> np.ndarray:

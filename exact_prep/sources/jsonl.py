@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from exact_prep.batches import TextBatch
+from exact_prep.batches import IGNORED, MASKED, TextBatch
 from exact_prep.errors import StorageError
 from exact_prep.sources.batching import (
     BATCH_RECORDS,
@@ -89,6 +89,8 @@ class Fields(NamedTuple):
     """What the source label is made from, if it comes from the record."""
     own_id: Any = None
     """What the document's own id is made from, if ids are kept."""
+    mask: Any = None
+    """The mask or labels of the document's tokens, if they are wanted."""
 
 
 class Group(NamedTuple):
@@ -319,6 +321,8 @@ def decode_records(
             if more:
                 if wants_ids:
                     value = convert_ids(value)
+                    if part.options.masked:
+                        apply_mask(value, fields.mask, part.options)
                 if len(value):
                     label = None if labels is None else spell_label(fields.label, f"field {source_field!r}")
                     if own_ids is not None:
@@ -353,6 +357,8 @@ def make_decoder(options: SourceOptions) -> Callable[[bytes | bytearray], Any]:
     names: list[str] = [*options.text_field] if options.ids_field is None else [options.ids_field]
     kind: Any = str if options.ids_field is None else list[int]
     source_field = label_field(options)
+    if options.masked:
+        return refuse  # `json` decodes every record: such corpora are small
     if len(names) > 1 or "." in names[0] + (source_field or "") + (options.id_field or ""):
         return make_nested_decoder(names, kind, source_field, options.id_field)
     rename = {"value": names[0]}
@@ -436,7 +442,26 @@ def decode_again(record: bytes | bytearray, options: SourceOptions) -> Fields:
     source_field = label_field(options)
     label = MISSING if source_field is None else find_value(values, source_field)
     own_id = MISSING if options.id_field is None else find_value(values, options.id_field)
-    return Fields(value, None if label is MISSING else label, None if own_id is MISSING else own_id)
+    mask_field = options.mask_field or options.labels_field
+    mask = MISSING if mask_field is None else find_value(values, mask_field)
+    more = (None if one is MISSING else one for one in (label, own_id, mask))
+    return Fields(value, *more)
+
+
+def apply_mask(ids: np.ndarray, mask: Any, options: SourceOptions) -> None:
+    """Mark the tokens of a document that carry no loss in its `ids`, int32[T]; raises Unusable."""
+    name = options.mask_field or options.labels_field
+    if not isinstance(mask, list):
+        raise Unusable(
+            f"field {name!r} is {'missing' if mask is None else KINDS.get(type(mask), 'null')}, not an array"
+        )
+    if len(mask) != ids.size:
+        raise Unusable(f"field {name!r} has {len(mask)} values for {ids.size} tokens")
+    labels = options.labels_field is not None
+    if not all(type(one) is int and (one >= 0 or one == IGNORED) if labels else one in (0, 1) for one in mask):
+        raise Unusable(f"field {name!r} holds a value that is none of a mask or label")
+    silent = [one == IGNORED for one in mask] if labels else [not one for one in mask]
+    ids[np.array(silent, bool)] |= MASKED
 
 
 def find_field(values: dict[str, Any], names: Sequence[str], option: str) -> tuple[str, Any]:

@@ -29,6 +29,7 @@ from exact_prep.stages.content import ContentHash, hashed
 from exact_prep.stages.documents import Documents, OwnIds, RejectedList
 from exact_prep.stages.lengths import LengthHistogram
 from exact_prep.stages.limits import within_limits
+from exact_prep.stages.masks import split_masks
 from exact_prep.stores import open_store
 from exact_prep.tokenization import Tokenizer
 from exact_prep.weighing.exposure import Exposure, measure_rows
@@ -115,6 +116,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         task=task.index,
         reject=source.on_error == "reject",
         name=places.name,
+        masked=source.masked,
     )
     with ExitStack() as stack:
         rejected = stack.enter_context(RejectedList(work.scratch(rejected_name(task.index, task.key))))
@@ -202,6 +204,9 @@ class Part:
         self._tokens = np.zeros(0, np.int64)
         """By source."""
         self._longest = 0
+        self._is_masked = task.options.source.masked
+        self._masked = 0
+        """Masked targets with left context >= 1."""
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -228,7 +233,7 @@ class Part:
         rows = sum(shard.rows for shard in self._shards)
         ledger = read.model_copy(update={"row_tokens": in_rows, "padding": rows * self.seq_len - in_rows})
         exposure = sum(self._exposures, Exposure())
-        counted = exposure.targets + exposure.segments
+        counted = exposure.targets + exposure.segments + self._masked
         if ledger.balance() or counted != in_rows or int(self._tokens.sum()) != in_rows:
             raise LedgerError(f"tokens in and tokens out differ in {self._task.name}, please report this: {ledger!r}")
         if (found := lengths.tokens) != in_rows:
@@ -257,6 +262,9 @@ class Part:
 
     def _write(self, batches: Iterable[Rows]) -> None:
         for batch in batches:
+            if self._is_masked:
+                batch, masked = split_masks(batch)
+                self._masked += masked
             rows = replace(batch, sources=self._labels.find(batch.doc_ids))
             self._grow(len(self._labels.names))
             for source, exposure in enumerate(measure_rows(rows, len(self._exposures))):
@@ -278,7 +286,7 @@ class Part:
         if not self._writer:
             scratch = self._home.scratch(self._shard_name())
             weights = self._task.options.loss_weights == "column"
-            self._writer = ShardWriter(scratch, self.seq_len, weights=weights)
+            self._writer = ShardWriter(scratch, self.seq_len, masked=self._is_masked, weights=weights)
         self._writer.write(rows)
 
     def _close_shard(self) -> None:

@@ -50,18 +50,19 @@ class Tokenizer:
         task: int = 0,
         reject: bool = False,
         name: Callable[[int], str] = "record {}".format,
+        masked: bool = False,
     ) -> None:
         """Use the backend and special ids of `record`, which `choose` returned.
 
         With `reject`, unusable documents are skipped and reported instead of raising. `name` turns a record number into
-        the document's name in messages.
+        the document's name in messages. `masked` says whether ids come with a mask.
 
         Backends are loaded once per process. Raises TokenizerError if the file at `path` or an installed library is
         not the one that `choose` used.
         """
         self._texts: TextEncoder | None = None
         if record.backend == "none":
-            self._encode = IdChecker(record, reject=reject, name=name).encode
+            self._encode = IdChecker(record, reject=reject, name=name, masked=masked).encode
         elif path is None:
             raise TokenizerError("text needs a tokenizer; name one with --tokenizer")
         else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.batches import Rejected, TokenBatch
+from exact_prep.batches import MASKED, Rejected, TokenBatch
 from exact_prep.kernels.rows import splice
 
 if TYPE_CHECKING:
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 class BosEosInserter:
     """Inserts BOS before and EOS after each document, also when a document spans several batches."""
 
-    def __init__(self, *, bos: int | None, eos: int | None) -> None:
+    def __init__(self, *, bos: int | None, eos: int | None, masked: bool = False) -> None:
+        """`masked`: BOS carries no loss, EOS what the last token of its document carries."""
         self._bos = bos
         self._eos = eos
+        self._masked = masked
         self.emitted = 0
         """Tokens already returned of the unfinished document."""
 
@@ -49,6 +51,12 @@ class BosEosInserter:
         full_lengths = lengths + (before >= 0) + (after >= 0)
         out = np.empty(int(full_lengths.sum()), np.int32)
         splice(ids, offsets, before, after, out)
+        if self._masked:
+            stops = np.cumsum(full_lengths)
+            out[(stops - full_lengths)[before >= 0]] |= MASKED
+            ends = stops[after >= 0] - 1
+            # An EOS is never alone in its piece: see `IdChecker`, which holds the last id of a document that continues.
+            out[ends] |= out[ends - 1] & MASKED
         if lengths.size:
             self.emitted = 0 if ended[-1] else int(begun[-1] + full_lengths[-1])
         kept = full_lengths > 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.batches import Rejected
+from exact_prep.batches import MASKED, Rejected
 from exact_prep.errors import SourceError
 from exact_prep.tokenization.bos_eos import BosEosInserter
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 class IdChecker:
     """Checks the ids of one task against the vocabulary and passes them on with BOS and EOS."""
 
-    def __init__(self, record: TokenizerRecord, *, reject: bool, name: Callable[[int], str]) -> None:
+    def __init__(
+        self, record: TokenizerRecord, *, reject: bool, name: Callable[[int], str], masked: bool = False
+    ) -> None:
+        """`masked` says whether ids come with a mask: BOS and EOS then get one too."""
         self._limit = record.vocab_size
         """Ids must be below this; 0 if no tokenizer is known."""
         self._reject = reject
         self._name = name
-        self._inserter = BosEosInserter(bos=record.bos_id, eos=record.eos_id)
+        self._inserter = BosEosInserter(bos=record.bos_id, eos=record.eos_id, masked=masked)
         self._held: list[np.ndarray] = []
         """The end of a document that continues in the next batch. One id is held so that the document's last piece is
         never empty; the whole document is held if it may still be rejected."""
@@ -61,17 +64,18 @@ class IdChecker:
         self, ids: np.ndarray, offsets: np.ndarray, records: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Rejected]]:
         """Reject documents with ids outside the vocabulary; raises SourceError for the first one unless `reject`."""
-        wrong = np.flatnonzero((ids < 0) | (ids >= self._limit)) if self._limit else np.flatnonzero(ids < 0)
+        if not self._limit:
+            return ids, offsets, records, []  # whether they are ids at all, their reader has checked
+        wrong = np.flatnonzero((ids & ~MASKED) >= self._limit)
         if not wrong.size:
             return ids, offsets, records, []
         documents, first = np.unique(np.searchsorted(offsets, wrong, side="right") - 1, return_index=True)
-        vocabulary = f"0 to {self._limit - 1}" if self._limit else "0 and up"
         rejected = [
             Rejected(
                 source="",
                 place="",
-                reason=f"id {ids[wrong[at]]} at token {wrong[at] - offsets[document]} is not in the vocabulary"
-                f" ({vocabulary})",
+                reason=f"id {ids[wrong[at]] & ~MASKED} at token {wrong[at] - offsets[document]} is not in the "
+                f"vocabulary (0 to {self._limit - 1})",
                 record=int(records[document]),
             )
             for document, at in zip(documents.tolist(), first.tolist(), strict=True)
