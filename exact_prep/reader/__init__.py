@@ -2,6 +2,7 @@
 
 rows.py      rows of a dataset: `exact_prep.open(DIR)`
 mixture.py   rows of several datasets at the rates of their table: `exact_prep.open([DIR, DIR])`
+resample.py  rows drawn so that the tail has a given share
 lookup.py    weights.json as a lookup table: `exact_prep.load_weights`
 columns.py   what a trainer wants, derived from a row's stored columns
 collate.py   rows to one batch of arrays

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from exact_prep.batches import Rows
     from exact_prep.choices import Align
     from exact_prep.reader.mixture import MixedDataset
+    from exact_prep.reader.resample import Drawing
     from exact_prep.records.manifest import Manifest
 
 SHARDS_MAPPED = 256
@@ -115,6 +116,8 @@ class PackedDataset:
         self._order = order
         self._first_rows = np.cumsum([0, *(shard.rows for shard in files.shards)])
         self._mapped: dict[int, tuple[Shard, np.ndarray]] = {}
+        self.drawing: Drawing | None = None
+        """What `resample` did, if these are rows that it drew."""
         self._document_ids: dict[int, dict[int, str]] = {}
         """Documents' own ids of the task that was last looked at."""
         self._weights_file = str(files.path / WEIGHTS)
@@ -218,6 +221,20 @@ class PackedDataset:
         if not 0 <= rank < world_size:
             raise UsageError(f"rank is {rank} of world_size {world_size}; ranks count from 0 to world_size - 1")
         return self[rank::world_size]
+
+    def resample(self, *, tail_share: float, seed: int, rows: int | None = None) -> PackedDataset:
+        """Rows drawn so that the tail has `tail_share` of the supervised targets; `.drawing` says what that cost.
+
+        `rows` are as many as the dataset has if not given; a row may come several times, others never. Depends on
+        `seed` alone. Weights stay what they are: open the dataset with `plain=True` to draw in place of weighing.
+        Raises UsageError for a share that no drawing reaches.
+        """
+        from exact_prep.reader.resample import draw_rows
+
+        places, drawing = draw_rows(self, tail_share=tail_share, seed=seed, rows=rows)
+        drawn = self.select(places)
+        drawn.drawing = drawing
+        return drawn
 
     def document_ids(self, index: int) -> list[str]:
         """The own id of the document of each segment of the row at `index`, as `pack --id-field` kept it.
