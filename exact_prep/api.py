@@ -87,6 +87,8 @@ def pack(
     pack_window: int | str | None = None,
     max_segments: int | None = None,
     rows_multiple_of: int | None = None,
+    validation: float | str | None = None,
+    validation_seed: int = 0,
     loss_weights: LossWeights = "column",
     task_size: int | None = None,
     workers: int | None = 1,
@@ -96,6 +98,8 @@ def pack(
     progress: Progress = True,
 ) -> list[Path]:
     r"""Tokenize and pack a corpus; returns the directories of the datasets, one per row length.
+
+    With `validation` there are two of each: training rows, then validation rows.
 
     The options are those of `exact-prep pack` (`exact-prep pack --help` explains each), and so are the bytes. A
     `seq_len` is a number or a text such as "16K"; several make several datasets. `inputs` is a file, a directory, a
@@ -110,8 +114,15 @@ def pack(
     LedgerError; Interrupted on Ctrl-C, after which the same call continues.
     """
     with showing(progress) as emit:
+        from exact_prep.dataset import find_home
         from exact_prep.pipeline import pack as run
-        from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
+        from exact_prep.records.options import (
+            PackingOptions,
+            PackOptions,
+            SourceOptions,
+            TokenizerOptions,
+            make_validation,
+        )
 
         lengths = [seq_len] if isinstance(seq_len, (int, str)) else seq_len
         with refusals():
@@ -151,6 +162,7 @@ def pack(
                     max_segments=max_segments,
                     rows_multiple_of=rows_multiple_of,
                 ),
+                validation=make_validation(validation, validation_seed),
                 loss_weights=loss_weights,
             )
         manifests = run(
@@ -164,9 +176,7 @@ def pack(
             max_rejected=None if max_rejected is None else str(max_rejected),
             emit=emit,
         )
-    if len(manifests) == 1:
-        return [Path(out)]
-    return [Path(out, str(manifest.seq_len)) for manifest in manifests]
+    return [find_home(Path(out), options.packing.seq_lens, one.seq_len, one.split) for one in manifests]
 
 
 def weigh(
@@ -191,6 +201,8 @@ def weigh(
 ) -> list[LoadedWeights]:
     """Write EXACT weights into a packed dataset, or several; returns the weights of each, by row length.
 
+    Validation rows take the table of the training rows beside them, and come last.
+
     The options are those of `exact-prep weigh`. A list of directories is one mixture, read at `rates`. With `out`, the
     table alone is written to that file and the datasets stay as they are; `exact_prep.open(directory, weights=out)`
     uses it. `workers` and `progress` as in `pack`.
@@ -200,7 +212,7 @@ def weigh(
     """
     with showing(progress) as emit:
         from exact_prep.pipeline import weigh as run
-        from exact_prep.pipeline.weigh import find_mixtures
+        from exact_prep.pipeline.weigh import find_followers, find_mixtures
         from exact_prep.reader.lookup import load_weights
         from exact_prep.records.options import WeightOptions
 
@@ -227,6 +239,7 @@ def weigh(
             emit=emit,
         )
         homes = [home for mixture in find_mixtures(places) for home in mixture]
+        homes += find_followers(places).values()
         return [load_weights(file) for file in (homes if out is None else [Path(out)])]
 
 

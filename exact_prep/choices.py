@@ -12,6 +12,7 @@ InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"
 """What the user may call an input: the same without `hub`, which is named with `hf://`."""
 ReportFormat = Literal["terminal", "md", "csv", "latex", "json"]
 Normalize = Literal["none", "mean"]
+Split = Literal["train", "validation"]
 LossWeights = Literal["column", "table"]
 Align = Literal["target", "prediction"]
 ExportFormat = Literal["megatron", "mds", "parquet", "levanter", "numpy", "lut", "row-weights"]

@@ -30,6 +30,9 @@ REJECTED = "rejected.jsonl"
 INFO = "dataset_info.json"
 STATE = "state.json"
 CARD = "README.md"
+DICTIONARY = "dataset_dict.json"
+"""Beside the datasets of two splits: what Hugging Face calls a DatasetDict."""
+SPLITS = ("train", "validation")
 TABLES = "tables"
 TOKENIZER = "tokenizer"
 WORK = ".work"
@@ -170,7 +173,11 @@ def find_datasets(directory: Path) -> list[Path]:
         if is_incomplete(directory):
             raise DatasetError(f"{directory} is incomplete; start the same `exact-prep pack` again, it continues")
         children = list_children(directory)
-        found = [path for path in children if any((path / name).exists() for name in (MANIFEST, WORK))]
+        found = [
+            path
+            for path in children
+            if any((home / name).exists() for home in (path, *list_homes(path)) for name in (MANIFEST, WORK))
+        ]
     if found:
         return [home for path in found for home in find_datasets(path)]
     raise DatasetError(f"{directory} is not a packed dataset (it has no {MANIFEST}); make one with `exact-prep pack`")
@@ -182,9 +189,30 @@ def is_incomplete(directory: Path) -> bool:
 
 
 def list_children(directory: Path) -> list[Path]:
-    """Directories named by a row length, in its order."""
+    """Directories named by a row length, in its order, then those named by a split."""
     numbers = [path for path in directory.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir()]
-    return sorted(numbers, key=lambda path: (int(path.name), path.name))
+    splits = [directory / split for split in SPLITS if (directory / split).is_dir()]
+    return sorted(numbers, key=lambda path: (int(path.name), path.name)) + splits
+
+
+def list_homes(directory: Path) -> list[Path]:
+    """Directories below `directory` that a run of `pack` may fill: each row length's before those of its splits."""
+    homes = []
+    for child in list_children(directory):
+        splits = [] if child.name in SPLITS else [child / split for split in SPLITS if (child / split).is_dir()]
+        homes += [child, *splits]
+    return homes
+
+
+def find_home(out: Path, seq_lens: Sequence[int], seq_len: int, split: str | None) -> Path:
+    """Where `pack` puts the dataset of a row length and split: DIR/[SEQ_LEN/][train|validation]."""
+    home = out if len(seq_lens) == 1 else out / str(seq_len)
+    return home if split is None else home / split
+
+
+def is_split_in_two(directory: Path) -> bool:
+    """Whether a directory holds training rows and validation rows."""
+    return all((directory / split / MANIFEST).is_file() for split in SPLITS)
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -192,7 +220,8 @@ def load_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
         find_datasets(directory)
-        raise DatasetError(f"{directory} holds a dataset per row length; name one of them")
+        several = ", ".join(map(str, find_datasets(directory)))
+        raise DatasetError(f"{directory} holds several datasets; name one of them: {several}")
     data = read_bytes(path)
     manifest = parse(Manifest, data, path)
     if not is_sealed(data):
@@ -214,7 +243,8 @@ def load_weights_file(path: Path) -> WeightsFile:
 def belongs_to(weights: WeightsFile, manifest: Manifest) -> bool:
     """Whether weights were made for a dataset: it is one of theirs, or the one their table comes from."""
     named = {dataset.id for dataset in weights.datasets} | {weights.applied_from}
-    return manifest.tree_hash in named and weights.seq_len == manifest.seq_len
+    own = {manifest.tree_hash, manifest.train_hash or manifest.tree_hash}
+    return bool(named & own) and weights.seq_len == manifest.seq_len
 
 
 def tree_hash(shards: Iterable[ShardRecord]) -> str:
@@ -265,14 +295,16 @@ def make_card(manifest: Manifest, files: Sequence[str]) -> bytes:
             "`w = lut[position in the segment]`.\nThe loss is `sum(w * ce) / sum(w)`, with `w[t]` for the target "
             "`input_ids[t]`."
         )
-    return CARD_TEXT.format(names=names, manifest=manifest, column=column, weights=weights).encode()
+    return CARD_TEXT.format(
+        split=manifest.split or "train", names=names, manifest=manifest, column=column, weights=weights
+    ).encode()
 
 
 CARD_TEXT = """---
 configs:
 - config_name: default
   data_files:
-  - split: train
+  - split: {split}
     path:
 {names}
 tags:

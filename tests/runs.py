@@ -23,7 +23,14 @@ import pytest
 
 from exact_prep.pipeline import pack, weigh
 from exact_prep.records import encode, seal
-from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions, WeightOptions
+from exact_prep.records.options import (
+    PackingOptions,
+    PackOptions,
+    SourceOptions,
+    TokenizerOptions,
+    WeightOptions,
+    make_validation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +125,7 @@ def pack_here(
     seq_lens: tuple[int, ...] = (64,),
     source: dict[str, Any] | None = None,
     loss_weights: Any = "column",
+    validation: float | None = None,
     **more: Any,
 ) -> list[Manifest]:
     """`exact-prep pack --on-error reject --tokenizer-backend tokenizers --task-size 2000`, in this process.
@@ -128,6 +136,7 @@ def pack_here(
         source=SourceOptions(**{"on_error": "reject", "task_bytes": 2000, **(source or {})}),
         tokenizer=TokenizerOptions(tokenizer=str(tokenizer), backend="tokenizers"),
         packing=PackingOptions(seq_lens=seq_lens),
+        validation=make_validation(validation, 0),
         loss_weights=loss_weights,
     )
     return pack([str(one) for one in inputs], options, out, **more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -135,8 +136,8 @@ def test_the_config_of_several_row_lengths_and_of_a_mixture(source, tokenizer_fi
 def list_leaves(model, prefix: str = "") -> set[str]:
     leaves = set()
     for name, field in model.model_fields.items():
-        nested = isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields")
-        leaves |= list_leaves(field.annotation, f"{prefix}{name}.") if nested else {f"{prefix}{name}"}
+        records = [one for one in (field.annotation, *get_args(field.annotation)) if hasattr(one, "model_fields")]
+        leaves |= list_leaves(records[0], f"{prefix}{name}.") if records else {f"{prefix}{name}"}
     return leaves
 
 

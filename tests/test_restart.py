@@ -122,6 +122,27 @@ def test_pack_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
     assert steps > 15
 
 
+def test_holding_out_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
+    """Two row lengths, training and validation rows of each."""
+    target = tmp_path / "out"
+
+    def call():
+        pack_here(corpus, target, tokenizer_file, seq_lens=(64, 128), validation=0.4)
+
+    assert cut_everywhere(cuts, target, lambda: None, call) > 60
+
+
+def test_holding_out_over_another_dataset_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
+    target, kept = tmp_path / "out", tmp_path / "kept"
+    pack_here(corpus[:1], kept, tokenizer_file, seq_lens=(64, 128), validation=0.4)
+
+    def call():
+        untouched = shown(target) == shown(kept)
+        pack_here(corpus[1:], target, tokenizer_file, seq_lens=(64,), validation=0.4, overwrite=untouched)
+
+    assert cut_everywhere(cuts, target, lambda: shutil.copytree(kept, target), call) > 60
+
+
 def test_pack_over_another_dataset_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
     other, out = tmp_path / "other", tmp_path / "out"
     pack_here(corpus[:1], other, tokenizer_file, seq_lens=(32, 64))

@@ -56,6 +56,8 @@ PACK = {
     "pack-window": "packing.window_tokens",
     "max-segments": "packing.max_segments",
     "rows-multiple-of": "packing.rows_multiple_of",
+    "validation": "validation.fraction",
+    "validation-seed": "validation.seed",
     "loss-weights": "loss_weights",
 }
 """Options of `pack`, and where a manifest keeps them."""
@@ -99,7 +101,7 @@ def describe_pack(manifest: Manifest, inputs: Iterable[str]) -> Iterator[str]:
     for key, path in PACK.items():
         value: Any = manifest.options
         for name in path.split("."):
-            value = getattr(value, name)
+            value = getattr(value, name, None)  # `validation` is None where nothing is held out
         if key == "csv-quote" and value is None:
             value = "none"
         elif key in ESCAPED and value is not None:

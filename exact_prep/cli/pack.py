@@ -257,6 +257,16 @@ def pack(
             rich_help_panel=ROWS,
         ),
     ] = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P%|0.005",
+            help="Share of the documents to hold out, chosen by a hash of their start: equal ones together. Makes "
+            "DIR/train and DIR/validation.",
+            rich_help_panel=ROWS,
+        ),
+    ] = None,
+    validation_seed: Annotated[int, typer.Option(min=0, help="Holds out other documents.", rich_help_panel=ROWS)] = 0,
     loss_weights: Annotated[
         LossWeights,
         typer.Option(
@@ -305,6 +315,7 @@ def pack(
             TokenizerOptions,
             check_character,
             check_source_from,
+            make_validation,
         )
 
     if shuffle is not None and shuffle > MAX_COUNT:
@@ -355,6 +366,7 @@ def pack(
             max_segments=max_segments,
             rows_multiple_of=rows_multiple_of,
         ),
+        validation=make_validation(validation, validation_seed),
         loss_weights=loss_weights,
     )
     if dry_run:
@@ -369,6 +381,7 @@ def pack(
         raise UsageError("standard input is closed; give the documents to it, or name a file in place of `-`")
     stdin = sys.stdin.buffer if "-" in inputs else None
     with display:
+        from exact_prep.dataset import find_home
         from exact_prep.pipeline import pack as run
 
         manifests = run(
@@ -384,7 +397,7 @@ def pack(
             emit=display,
         )
     for manifest in manifests:
-        where = out if len(manifests) == 1 else out / str(manifest.seq_len)
+        where = find_home(out, options.packing.seq_lens, manifest.seq_len, manifest.split)
         documents = manifest.documents
         typer.echo(
             f"{where}: {manifest.rows:,} rows of {manifest.seq_len:,} tokens from {documents.packed:,} documents "

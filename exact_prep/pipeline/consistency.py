@@ -126,8 +126,10 @@ def check_documents(manifest: Manifest, records: Records) -> Iterator[str]:
     holders = {shard.task for shard in records.shards}
     wrong: list[str] = []
     for number, counts in enumerate(records.documents):
-        if counts.records != counts.packed + counts.empty + counts.rejected:
-            wrong.append(f"task {number}: not all of its {counts.records:,} records were packed, empty or rejected")
+        if counts.records != counts.packed + counts.empty + counts.rejected + counts.held_out:
+            wrong.append(
+                f"task {number}: not all of its {counts.records:,} records were packed, empty, rejected or held out"
+            )
         if records.first_records[number] != before:
             wrong.append(
                 f"task {number}: its first record is {records.first_records[number]:,}, "

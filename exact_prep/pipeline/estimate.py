@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.dataset import is_incomplete, list_children
+from exact_prep.dataset import is_incomplete, list_homes
 from exact_prep.engines import count_cores
 from exact_prep.errors import ExactPrepError, StorageError, TokenizerError
 from exact_prep.packing import WINDOW_TOKENS, pack_best_fit
@@ -393,7 +393,7 @@ def measure_room(out: Path) -> tuple[Path, int | None]:
         return place, None
     ours: Iterable[Path] = ()
     if out.is_dir():
-        ours = [path for home in (out, *list_children(out)) for path in home.glob("data-*.arrow")]
+        ours = [path for home in (out, *list_homes(out)) for path in home.glob("data-*.arrow")]
     return place, disk.free + sum(path.stat().st_size for path in ours)
 
 

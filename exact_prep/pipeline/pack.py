@@ -9,17 +9,18 @@ import shutil
 from typing import TYPE_CHECKING
 
 from exact_prep.choices import MAX_SOURCES
-from exact_prep.dataset import PLAN, SPOOL, TABLES, TOKENIZER, WORK, documents_name
+from exact_prep.dataset import PLAN, SPLITS, SPOOL, TABLES, TOKENIZER, WORK, documents_name, find_home
 from exact_prep.engines import count_workers
 from exact_prep.errors import UsageError
 from exact_prep.pipeline.continuation import start_or_continue
 from exact_prep.pipeline.estimate import check_space, estimate_run
 from exact_prep.pipeline.events import Finished, Note, Phase, ignore
 from exact_prep.pipeline.plan import PackPlan, check_out
-from exact_prep.pipeline.publish import publish_dataset
+from exact_prep.pipeline.publish import publish_both
 from exact_prep.pipeline.rejections import check_rejected, find_surprises, parse_limit
 from exact_prep.pipeline.runs import TaskRun, check_free, hold, interruptible
 from exact_prep.pipeline.tasks import find_finished, make_task, measure_tasks, worker_bytes
+from exact_prep.pipeline.validation import pack_validation
 from exact_prep.records.tables import encode_inputs, encode_plan_tasks
 from exact_prep.records.work import Plan
 from exact_prep.sources import find_inputs
@@ -80,7 +81,9 @@ def pack(
     seq_lens = options.packing.seq_lens
     check_options(options, out)
     limit = parse_limit(max_rejected)
-    children = [out / str(seq_len) for seq_len in seq_lens] if len(seq_lens) > 1 else []
+    splits = (None,) if options.validation is None else SPLITS
+    homes = dict.fromkeys(find_home(out, seq_lens, seq_len, split) for seq_len in seq_lens for split in splits)
+    children = [place for place in dict.fromkeys([*(home.parent for home in homes), *homes]) if out in place.parents]
     with hold(out, *written_directories(out), lock=lock), interruptible(lambda: explain_stop(out)):
         check_out(out, overwrite=overwrite)
         for child in children:
@@ -95,8 +98,9 @@ def pack(
         planned = start_or_continue(planned, overwrite=overwrite, lock=lock, workers=workers, emit=emit)
         records = run_tasks(planned, workers, emit)
         check_rejected(planned, records, limit)
+        validation = None if options.validation is None else pack_validation(planned, records, emit)
         emit(Phase(text="publishing"))
-        manifests = [publish_dataset(planned, seq_len, records) for seq_len in seq_lens]
+        manifests = [one for seq_len in seq_lens for one in publish_both(planned, seq_len, records, validation)]
         remove(out / SPOOL)
         # The plan goes first: what is left of WORK without it is not a run that can be continued.
         remove(out / WORK / PLAN)
@@ -248,8 +252,11 @@ def run_within_limits(planned: PackPlan, run: TaskRun, done: dict[int, TaskRecor
             tasks = {index: make_task(planned, index, options)}
             for _ in run.each(pack_task, tasks, name=lambda task: task.name):
                 done[index] = planned.load_record(index)
-        docs = None if docs is None else docs - done[index].documents.packed
-        tokens = None if tokens is None else tokens - next(iter(done[index].packed.values())).ledger.row_tokens
+        documents, held = done[index].documents, done[index].held
+        docs = None if docs is None else docs - documents.packed - documents.held_out
+        if tokens is not None:
+            tokens -= next(iter(done[index].packed.values())).ledger.row_tokens
+            tokens -= held.ledger.balance() if held is not None else 0  # all that came in: none is in rows yet
         if (docs is not None and docs <= 0) or (tokens is not None and tokens <= 0):
             return index + 1
     return len(planned.tasks)

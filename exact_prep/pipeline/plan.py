@@ -13,29 +13,33 @@ from __future__ import annotations
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exact_prep.dataset import (
     CARD,
     CLEARING,
+    DICTIONARY,
     INFO,
     MANIFEST,
     PLAN,
     REJECTED,
+    SPLITS,
     SPOOL,
     STATE,
     TABLES,
     TOKENIZER,
     WEIGHTS,
     WORK,
+    find_home,
     is_incomplete,
-    list_children,
+    list_homes,
 )
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.records import encode, parse
 from exact_prep.records.tables import decode_inputs, decode_plan_tasks, encode_inputs, encode_plan_tasks
 from exact_prep.records.work import Plan, TaskRecord
-from exact_prep.stages.pack import lengths_name, record_name, rejected_name, task_key
+from exact_prep.stages.pack import held_lengths_name, held_name, lengths_name, record_name, rejected_name, task_key
 from exact_prep.stores.local import (
     HOLDER,
     LOCK,
@@ -52,10 +56,11 @@ from exact_prep.stores.local import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from exact_prep.records.work import Slice
     from exact_prep.sources import Inputs
+
+SIDE_FILES = (WEIGHTS, STATE, INFO, REJECTED, CARD, DICTIONARY, TABLES, TOKENIZER)
 
 OURS = {LOCK, HOLDER, WORK, SPOOL}
 """What a directory may hold that holds nothing: it is what a run leaves that was stopped as it began."""
@@ -78,9 +83,11 @@ class PackPlan:
         """Where the run keeps its records."""
         return LocalStore(self.out / WORK)
 
-    def home(self, seq_len: int) -> Path:
-        """Where the dataset of a row length goes."""
-        return self.out if len(self.plan.options.packing.seq_lens) == 1 else self.out / str(seq_len)
+    def home(self, seq_len: int, *, validation: bool = False) -> Path:
+        """Where the dataset of a row length goes; with --validation, its training or its validation rows."""
+        options = self.plan.options
+        split = None if options.validation is None else SPLITS[validation]
+        return find_home(self.out, options.packing.seq_lens, seq_len, split)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -95,9 +102,17 @@ class PackPlan:
         """Name of the list of documents that a task skipped."""
         return rejected_name(task, self.keys[task])
 
+    def held_name(self, task: int) -> str:
+        """Name of the tokens that a task holds out."""
+        return held_name(task, self.keys[task])
+
     def lengths_name(self, task: int) -> str:
         """Name of a task's histogram of document lengths."""
         return lengths_name(task, self.keys[task])
+
+    def held_lengths_name(self, record: TaskRecord) -> str:
+        """Name of the histogram of the validation documents."""
+        return held_lengths_name(record.lengths_xxh3)
 
     def load_record(self, task: int) -> TaskRecord:
         """The record of a finished task; raises DatasetError, StorageError."""
@@ -120,9 +135,9 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def holds_dataset(directory: Path) -> bool:
-    """Whether `directory`, or a child named by a row length, has a manifest."""
+    """Whether `directory`, or a directory in it named by a row length or a split, has a manifest."""
     with explained("read", directory):
-        return any((home / MANIFEST).exists() for home in (directory, *list_children(directory)))
+        return any((home / MANIFEST).exists() for home in (directory, *list_homes(directory)))
 
 
 def start(planned: PackPlan, *, lock: bool = True) -> None:
@@ -173,37 +188,41 @@ def clear(out: Path, *, lock: bool = True) -> None:
     before that, the next run begins here again. Raises StorageError; nothing is touched if another run holds a dataset.
     """
     work = out / WORK
-    children = [path for path in list_children(out) if path.name in owned_children(out)]
+    owned = owned_children(out)
+    children = [path for path in list_homes(out) if path.relative_to(out).as_posix() in owned]
     with ExitStack() as held:
         for child in children:
             held.enter_context(locked(child, lock=lock))
         make_directory(work)
-        write_atomically(work / CLEARING, "\n".join(path.name for path in children).encode())
+        write_atomically(work / CLEARING, "\n".join(path.relative_to(out).as_posix() for path in children).encode())
         for home in (out, *children):
             remove(home / MANIFEST)
         for path in work.iterdir():
             if path.name != CLEARING:
                 remove(path)
         for home in (out, *children):
-            for name in (WEIGHTS, STATE, INFO, REJECTED, CARD, TABLES, TOKENIZER, *([WORK] if home != out else ())):
+            for name in (*SIDE_FILES, *([WORK] if home != out else ())):
                 remove(home / name)
             for shard in home.glob("data-*.arrow*"):
                 remove(shard)
-    for child in children:
+    for child in reversed(children):  # what lies in a row length's directory comes after it
         if not any(child.iterdir()):
             remove(child)
 
 
 def owned_children(out: Path) -> set[str]:
-    """Names of the directories inside `out` that hold datasets of ours, complete or not, or half-removed."""
-    names = {path.name for path in list_children(out) if (path / MANIFEST).exists()}
+    """Paths inside `out` of the directories that hold datasets of ours, complete or not, or half-removed."""
+    names = {path.relative_to(out).as_posix() for path in list_homes(out) if (path / MANIFEST).exists()}
     if (out / WORK / CLEARING).exists():
         names |= set(read_bytes(out / WORK / CLEARING).decode(errors="replace").split())
     if (out / WORK / PLAN).exists():
         with suppress(DatasetError):
             plan = parse(Plan, read_bytes(out / WORK / PLAN), out / WORK / PLAN)
-            names |= {str(seq_len) for seq_len in plan.options.packing.seq_lens}
-    return names
+            splits = [None] if plan.options.validation is None else SPLITS
+            lengths = plan.options.packing.seq_lens
+            homes = {find_home(out, lengths, seq_len, split) for seq_len in lengths for split in splits}
+            names |= {home.relative_to(out).as_posix() for home in homes if home != out}
+    return names | {str(Path(name).parent) for name in names if "/" in name}
 
 
 def _checked(planned: PackPlan, name: str, checksum: str) -> bytes:

@@ -15,9 +15,11 @@ import numpy as np
 from exact_prep.batches import Rows
 from exact_prep.dataset import (
     CARD,
+    DICTIONARY,
     INFO,
     MANIFEST,
     REJECTED,
+    SPLITS,
     STATE,
     TOKENIZER,
     WEIGHTS,
@@ -30,7 +32,7 @@ from exact_prep.dataset import (
     tree_hash,
 )
 from exact_prep.packing import BATCH_TOKENS
-from exact_prep.records import encode, seal
+from exact_prep.records import canonical_json, encode, seal
 from exact_prep.records.manifest import DocumentCounts, Manifest, TokenLedger
 from exact_prep.records.tables import (
     SCHEMAS,
@@ -54,6 +56,7 @@ from exact_prep.weighing.files import plain_weights
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from exact_prep.choices import Split
     from exact_prep.pipeline.plan import PackPlan
     from exact_prep.records.work import PackedCounts, ShardRecord, TaskRecord
 
@@ -62,22 +65,49 @@ MOST_REASONS = 100
 """Reasons for not reading files that a manifest lists apart."""
 
 
-def publish_dataset(planned: PackPlan, seq_len: int, records: Sequence[TaskRecord]) -> Manifest:
-    """Write the tables, side files and manifest of one row length; returns the manifest, which is written last."""
-    home = LocalStore(planned.home(seq_len))
+def publish_both(
+    planned: PackPlan, seq_len: int, records: Sequence[TaskRecord], validation: TaskRecord | None
+) -> list[Manifest]:
+    """Publish the dataset of one row length, and its validation rows if there are any to be."""
+    if validation is None:
+        return [publish_dataset(planned, seq_len, records)]
+    train = publish_dataset(planned, seq_len, records, split="train")
+    held = publish_dataset(planned, seq_len, records, split="validation", held=validation, train_hash=train.tree_hash)
+    LocalStore(planned.home(seq_len).parent).write(DICTIONARY, canonical_json({"splits": list(SPLITS)}))
+    return [train, held]
+
+
+def publish_dataset(
+    planned: PackPlan,
+    seq_len: int,
+    tasks: Sequence[TaskRecord],
+    *,
+    split: Split | None = None,
+    held: TaskRecord | None = None,
+    train_hash: str | None = None,
+) -> Manifest:
+    """Write the tables, side files and manifest of one row length; returns the manifest, which is written last.
+
+    `tasks` are the records of the tasks that read the corpus; `held` is that of the last one, which packed validation
+    rows: the dataset is then theirs.
+    """
+    home = LocalStore(planned.home(seq_len, validation=held is not None))
+    records = tasks if held is None else [held]
     shards = [shard for record in records for shard in record.packed[seq_len].shards]
     if not shards:
         shards = [write_empty_shard(home, planned, seq_len)]
     padding = write_padding_rows(home, planned, seq_len, records, sum(shard.rows for shard in shards))
     shards += padding
     remove_strays(home, {shard.file for shard in shards})
-    files = make_tables(planned, seq_len, records, shards)
+    files = make_tables(planned, seq_len, records, shards, held=held is not None)
     files |= {f"{TOKENIZER}/{name}": data for name, data in planned.tokenizer_files.items()}
     manifest = make_manifest(planned, seq_len, records, shards)
-    manifest = manifest.model_copy(update={"padding_rows": sum(shard.rows for shard in padding)})
+    manifest = manifest.model_copy(
+        update={"padding_rows": sum(shard.rows for shard in padding), "split": split, "train_hash": train_hash}
+    )
     files[INFO] = make_info(manifest)
     digests = {name: digest([data]) for name, data in files.items()}
-    if rejected := publish_rejected(planned, home, records):
+    if rejected := publish_rejected(planned, home, tasks):
         digests[REJECTED] = rejected
     manifest = seal(manifest.model_copy(update={"digests": dict(sorted(digests.items()))}))
     if home.size(MANIFEST) is not None and home.read(MANIFEST) == encode(manifest):
@@ -159,16 +189,21 @@ def remove_strays(home: LocalStore, names: set[str]) -> None:
 
 
 def make_tables(
-    planned: PackPlan, seq_len: int, records: Sequence[TaskRecord], shards: Sequence[ShardRecord]
+    planned: PackPlan,
+    seq_len: int,
+    records: Sequence[TaskRecord],
+    shards: Sequence[ShardRecord],
+    *,
+    held: bool = False,
 ) -> dict[str, bytes]:
-    """The tables of a dataset, by file name."""
+    """The tables of a dataset, by file name; `held`: of the task that packed validation rows and read no slice."""
     labels = sorted({label for record in records for label in record.labels})
     places = {label: place for place, label in enumerate(labels)}
     sources = [[places[label] for label in record.labels] for record in records]
     tables = {
         "inputs": encode_inputs(planned.inputs.files),
         "tasks": encode_tasks(
-            [planned.tasks[record.task] for record in records],
+            [() if held else planned.tasks[record.task] for record in records],
             [record.documents for record in records],
             sources,
             [record.documents_xxh3 or "" for record in records],
@@ -176,7 +211,7 @@ def make_tables(
         "shards": encode_shards(shards),
         "batches": encode_batches(shards),
         "sources": encode_sources(labels, records, sources, seq_len),
-        "document_lengths": encode_lengths(planned, records, sources),
+        "document_lengths": encode_lengths(planned, records, sources, held=held),
     }
     return {table_name(name): data for name, data in tables.items()}
 
@@ -205,11 +240,13 @@ def encode_sources(
     )
 
 
-def encode_lengths(planned: PackPlan, records: Sequence[TaskRecord], sources: Sequence[Sequence[int]]) -> bytes:
+def encode_lengths(
+    planned: PackPlan, records: Sequence[TaskRecord], sources: Sequence[Sequence[int]], *, held: bool
+) -> bytes:
     """The table of document lengths: the tasks' histograms, summed."""
     whole = np.zeros((3, 0), np.int64)
     for record, own in zip(records, sources, strict=True):
-        name = planned.lengths_name(record.task)
+        name = planned.held_lengths_name(record) if held else planned.lengths_name(record.task)
         source, length, count = decode_lengths(planned.work.read(name), planned.out / WORK / name)
         whole = sum_lengths([whole, np.stack([np.array(own, np.int64)[source], length, count])])
     return encode_table(SCHEMAS["document_lengths"], dict(zip(("source", "length", "count"), whole, strict=True)))

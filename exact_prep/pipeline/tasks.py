@@ -12,7 +12,8 @@ from exact_prep.stages.pack import PackTask
 from exact_prep.stores.local import digest, digest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from exact_prep.pipeline.plan import PackPlan
     from exact_prep.records.options import PackOptions
@@ -88,9 +89,20 @@ def is_whole(planned: PackPlan, task: int, record: TaskRecord) -> bool:
     name = planned.lengths_name(task)
     if planned.work.size(name) is None or digest([planned.work.read(name)]) != record.lengths_xxh3:
         return False
+    if (record.held is None) != (planned.plan.options.validation is None):
+        return False
+    if record.held is not None:
+        held = planned.work.path / planned.held_name(task)
+        if not held.is_file() or digest_file(held) != record.held.file_xxh3:
+            return False
+    return has_files(record, {seq_len: planned.home(seq_len) for seq_len in record.packed})
+
+
+def has_files(record: TaskRecord, homes: Mapping[int, Path]) -> bool:
+    """Whether the shards and the table of documents' own ids of a record are in its datasets."""
     for seq_len, counts in record.packed.items():
-        home = planned.home(seq_len)
-        documents = home / documents_name(task)
+        home = homes[seq_len]
+        documents = home / documents_name(record.task)
         if record.documents_xxh3 and (not documents.is_file() or digest_file(documents) != record.documents_xxh3):
             return False
         for shard in counts.shards:

@@ -86,6 +86,9 @@ def check_mixtures(homes: Sequence[Path]) -> Iterator[str]:
         with suppress(ExactPrepError):
             held[open_dataset(home).manifest.tree_hash] = home, load_weights_file(home / WEIGHTS)
     for id_, (home, file) in held.items():
+        if file.applied_from in held and identify_table(file) != identify_table(held[file.applied_from][1]):
+            train = held[file.applied_from][0]
+            yield f"{home} holds the weights of {train}, which holds other ones now; weigh {home.parent} again"
         for other in file.datasets:
             if other.id == id_ or other.id not in held:
                 continue
@@ -95,6 +98,11 @@ def check_mixtures(homes: Sequence[Path]) -> Iterator[str]:
                     f"{home} was weighed in a mixture with {there}, which holds other weights now; weigh them together "
                     "again"
                 )
+
+
+def identify_table(file: WeightsFile) -> tuple[Any, Any]:
+    """What two weights.json with the same weights have in common."""
+    return file.options, file.table
 
 
 def verify_dataset(home: Path, *, quick: bool, workers: int | None, weights: Path | None, emit: Emit) -> list[str]:

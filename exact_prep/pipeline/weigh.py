@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exact_prep.dataset import (
+    SPLITS,
     STATE,
     TABLES,
     WEIGHTS,
@@ -39,7 +40,7 @@ from exact_prep.records.weights import WeightsFile
 from exact_prep.stages.weigh import WeighedShard, WeighTask, recount_shard, weigh_shard
 from exact_prep.stores.local import digest, explained, load, make_directory, read_bytes, remove, save, write_atomically
 from exact_prep.weighing.exposure import Exposure
-from exact_prep.weighing.files import exact_weights, weight_runs
+from exact_prep.weighing.files import exact_weights, find_divisor, weight_runs
 from exact_prep.weighing.mixture import Part, find_rates, keep_shares, mix
 from exact_prep.weighing.weights import check_tail_from, float16_runs, resolve_options, weight_table
 
@@ -101,19 +102,28 @@ def weigh(
     if out is not None:
         return [write_table(mixtures, options, rates, out, recount, allow_empty_tail, workers, emit)]
     homes = [home for mixture in mixtures for home in mixture]
-    with hold_all([*given, *homes], lock=lock):
+    followers = find_followers(given)
+    with hold_all([*given, *homes, *followers.values()], lock=lock):
         emit(Phase(text="checking the shards"))
         jobs = [plan_job(mixture, options, rates, allow_empty_tail) for mixture in mixtures]
-        for job in jobs:
+        # Training rows first: their exposure alone decides the table.
+        applied = [
+            apply_job(job, dataset, open_dataset(followers[dataset.path]))
+            for job in jobs
+            for dataset in job.datasets
+            if dataset.path in followers
+        ]
+        for job in [*jobs, *applied]:
             for dataset in job.datasets:
                 check_shards(dataset)
         if recount:
-            for job in jobs:
+            for job in [*jobs, *applied]:
                 with interruptible(lambda: "stopped; nothing was written"):
                     recount_exposure(job, workers, emit)
         written = []
-        for job in jobs:
-            emit_notes(job, emit)
+        for job in [*jobs, *applied]:
+            if job.file.applied_from is None:
+                emit_notes(job, emit)
             for dataset in job.datasets:
                 with interruptible(lambda home=dataset.path: explain_stop(home)):
                     written.append(weigh_dataset(dataset, job, workers, emit))
@@ -126,7 +136,7 @@ def find_mixtures(directories: Sequence[Path]) -> list[list[Path]]:
 
     Raises UsageError if the directories do not hold the same row lengths, or one of them comes twice; DatasetError.
     """
-    found = [find_datasets(directory) for directory in directories]
+    found = [leave_out_followers(find_datasets(directory)) for directory in directories]
     if len(found) == 1:
         return [[home] for home in found[0]]
     lengths = [[open_dataset(home).manifest.seq_len for home in homes] for homes in found]
@@ -137,6 +147,30 @@ def find_mixtures(directories: Sequence[Path]) -> list[list[Path]]:
         )
         raise UsageError(f"the datasets of a mixture have rows of the same lengths, and these differ ({listed})")
     return [list(mixture) for mixture in zip(*found, strict=True)]
+
+
+def leave_out_followers(homes: Sequence[Path]) -> list[Path]:
+    """Datasets without the validation rows that come with their training rows."""
+    kept = set(homes)
+    return [home for home in homes if home.name != SPLITS[1] or home.parent / SPLITS[0] not in kept]
+
+
+def find_followers(directories: Sequence[Path]) -> dict[Path, Path]:
+    """The validation rows that were found with training rows, by the absolute path of these."""
+    found = {}
+    for directory in directories:
+        homes = find_datasets(directory)
+        kept = leave_out_followers(homes)
+        found |= {(home.parent / SPLITS[0]).absolute(): home for home in homes if home not in kept}
+    return found
+
+
+def apply_job(job: Job, train: Dataset, validation: Dataset) -> Job:
+    """What gives validation rows the table of the training rows beside them."""
+    divisor = find_divisor(job.file, train.manifest.tree_hash)
+    weighed = describe(validation.manifest).model_copy(update={"divisor": divisor})
+    file = job.file.model_copy(update={"datasets": (weighed,), "applied_from": train.manifest.tree_hash})
+    return Job(datasets=(validation,), table=job.table, file=file)
 
 
 def check_rates(directories: Sequence[Path], rates: Sequence[float] | None) -> None:

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from exact_prep.dataset import MANIFEST, WEIGHTS, Dataset, belongs_to, find_datasets, open_dataset
+from exact_prep.dataset import (
+    MANIFEST,
+    SPLITS,
+    WEIGHTS,
+    Dataset,
+    belongs_to,
+    find_datasets,
+    is_split_in_two,
+    open_dataset,
+)
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.reader import columns
 from exact_prep.reader.lookup import LoadedWeights, load_weights
@@ -34,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from exact_prep.batches import Rows
-    from exact_prep.choices import Align
+    from exact_prep.choices import Align, Split
     from exact_prep.reader.mixture import MixedDataset
     from exact_prep.reader.resample import Drawing
     from exact_prep.records.manifest import Manifest
@@ -311,6 +320,7 @@ class PackedDataset:
 def open(  # noqa: A001
     path: str | PathLike[str],
     *,
+    split: Split | None = None,
     weights: str | PathLike[str] | None = None,
     plain: bool = False,
     weights_from_elsewhere: bool = False,
@@ -319,6 +329,7 @@ def open(  # noqa: A001
 def open(  # noqa: A001
     path: list[str | PathLike[str]] | list[str] | list[Path] | tuple[str | PathLike[str], ...],
     *,
+    split: Split | None = None,
     weights: str | PathLike[str] | None = None,
     plain: bool = False,
     weights_from_elsewhere: bool = False,
@@ -328,6 +339,7 @@ def open(  # noqa: A001
 def open(  # noqa: A001
     path: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
+    split: Split | None = None,
     weights: str | PathLike[str] | None = None,
     plain: bool = False,
     weights_from_elsewhere: bool = False,
@@ -335,6 +347,8 @@ def open(  # noqa: A001
     rows: int | None = None,
 ) -> PackedDataset | MixedDataset:
     """The packed dataset in the directory `path`, its weights included; or a mixture of those in a list of directories.
+
+    A directory that was packed with --validation holds two: `split` names the one to open, "train" if it does not.
 
     `weights` is a table that `weigh --out` wrote, used in place of the dataset's own weights; one that was made for
     other datasets is refused unless `weights_from_elsewhere`. `plain` gives every supervised target the weight 1: the
@@ -354,24 +368,38 @@ def open(  # noqa: A001
         if not path:
             raise UsageError("open([]): name at least one dataset")
         parts = [
-            open_one(Path(one), weights=weights, plain=plain, weights_from_elsewhere=weights_from_elsewhere)
+            open_one(
+                Path(one), split=split, weights=weights, plain=plain, weights_from_elsewhere=weights_from_elsewhere
+            )
             for one in path
         ]
         return mix_datasets(parts, seed=seed, rows=rows)
     if seed or rows is not None:
         raise UsageError("seed= and rows= are for a list of datasets; one dataset has shuffle(seed) and select(rows)")
-    return open_one(Path(path), weights=weights, plain=plain, weights_from_elsewhere=weights_from_elsewhere)
+    return open_one(
+        Path(path), split=split, weights=weights, plain=plain, weights_from_elsewhere=weights_from_elsewhere
+    )
 
 
 def open_one(
-    path: Path, *, weights: str | PathLike[str] | None, plain: bool, weights_from_elsewhere: bool
+    path: Path,
+    *,
+    split: Split | None = None,
+    weights: str | PathLike[str] | None,
+    plain: bool,
+    weights_from_elsewhere: bool,
 ) -> PackedDataset:
     """One packed dataset, whole: see `open`."""
     if plain and weights is not None:
         raise UsageError("plain=True and weights= exclude each other; leave one out")
+    if is_split_in_two(path):
+        path = path / (split or SPLITS[0])
     if not (path / MANIFEST).is_file() and (several := find_datasets(path)):
-        raise DatasetError(f"{path} holds a dataset per row length; open one of: {', '.join(map(str, several))}")
+        raise DatasetError(f"{path} holds several datasets; open one of: {', '.join(map(str, several))}")
     files = open_dataset(path)
+    if split is not None and files.manifest.split != split:
+        held = files.manifest.split or "all rows: it was packed without --validation"
+        raise DatasetError(f"{path} is not the {split} side of a dataset, it holds {held}; leave split= out")
     if (rows := sum(shard.rows for shard in files.shards)) != files.manifest.rows:
         raise DatasetError(
             f"{path / MANIFEST} says {files.manifest.rows:,} rows, its shards have {rows:,}; "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from exact_prep.choices import MAX_COUNT, LossWeights, Packing, SpecialTokens
+from exact_prep.choices import MAX_COUNT, LossWeights, Packing, SpecialTokens, Split
 from exact_prep.records import ALIGNMENT, FORMAT_VERSION, Count, Digest, FormatVersion, Record, RowLength, Seal
 from exact_prep.records.options import PackOptions
 
@@ -107,6 +107,8 @@ class DocumentCounts(Record):
     packed: Count = 0
     empty: Count = 0
     rejected: Count = 0
+    held_out: Count = 0
+    """Documents that `--validation` put into the dataset beside this one."""
 
 
 class ExposureRecord(Record):
@@ -141,6 +143,10 @@ class Manifest(Record):
     """`column`: shards hold the weights. `table`: they do not, readers compute them from weights.json."""
     masked: bool = False
     """Whether some targets carry no loss (column `masked_runs`)."""
+    split: Split | None = None
+    """Which side of `--validation` this is. Documents of a validation dataset are numbered through the whole corpus."""
+    train_hash: Digest | None = None
+    """Of a validation dataset: the tree hash of the training rows beside it, whose tables it takes."""
     continued: bool = False
     """Whether inputs changed while the run was incomplete, so that a fresh run would make other tasks or shards: the
     bytes are then not those of a fresh run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from numbers import Integral, Real
 from typing import Annotated, get_args
 
@@ -149,12 +150,42 @@ class PackingOptions(Record):
         return self
 
 
+class ValidationOptions(Record):
+    """Which documents are held out."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Held out are documents whose xxh3_64 over the first 4 KiB (UTF-8, or little-endian int32 ids) lies below
+    fraction x 2^64."""
+    seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
+    """Of that hash."""
+
+
+def make_validation(fraction: float | str | None, seed: int) -> ValidationOptions | None:
+    """Options from a share such as 0.005 or "0.5%"; None holds nothing out. Raises UsageError."""
+    if fraction is None:
+        if seed:
+            raise UsageError("--validation-seed is for --validation")
+        return None
+    text = str(fraction)
+    try:
+        share = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+    except InvalidOperation:
+        share = math.nan
+    if not 0 < share < 1:
+        raise UsageError(f"--validation {text}: a share of the documents above 0 and below 1, such as 0.5% or 0.005")
+    if not 0 <= seed <= MAX_COUNT:
+        raise UsageError(f"--validation-seed {seed}: a seed is at least 0 and at most 2**63 - 1")
+    return ValidationOptions(fraction=share, seed=seed)
+
+
 class PackOptions(Record):
     """Everything that decides the bytes of a packed dataset, given the input files."""
 
     source: SourceOptions
     tokenizer: TokenizerOptions
     packing: PackingOptions
+    validation: ValidationOptions | None = None
+    """None holds nothing out."""
     loss_weights: LossWeights = "column"
     """Whether shards hold the weights, or readers compute them from the table in weights.json."""
 

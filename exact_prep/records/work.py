@@ -90,6 +90,16 @@ class PackedCounts(Record):
     shards: tuple[ShardRecord, ...]
 
 
+class HeldRecord(Record):
+    """What one task held out for validation; the tokens are in a file beside its record."""
+
+    documents: Count
+    text_bytes: Count
+    ledger: TokenLedger
+    """Tokens that came in."""
+    file_xxh3: Digest
+
+
 class TaskRecord(Record):
     """The completion marker of a task, written last."""
 
@@ -110,6 +120,8 @@ class TaskRecord(Record):
     """Documents in it whose id is not empty."""
     lengths_xxh3: Digest
     """xxh3-128 of the task's part of the histogram of document lengths, kept beside this record."""
+    held: HeldRecord | None = None
+    """None without --validation."""
     packed: dict[int, PackedCounts]
     """By row length."""
 

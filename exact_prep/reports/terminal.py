@@ -168,7 +168,7 @@ def make_figures(facts: Facts) -> Table:
     table.add_row(
         "documents",
         f"{documents.packed:,} packed, {facts.documents_cut:,} of them cut, {documents.empty:,} empty, "
-        f"{documents.rejected:,} rejected",
+        f"{documents.rejected:,} rejected" + f", {documents.held_out:,} held out" * bool(documents.held_out),
     )
     table.add_row("segments", f"{facts.segments:,}, the longest context is {facts.longest_context:,}")
     table.add_row("text", f"{facts.text_bytes:,} bytes from {facts.input_files:,} files, {facts.shards:,} shards")

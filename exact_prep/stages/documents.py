@@ -33,6 +33,8 @@ class Documents:
         self.ledger = TokenLedger()
         self._rejected, self._places = rejected, places
         self._records = self._empty = self._packed = 0
+        self.held_out = 0
+        """Documents that are kept for validation."""
         self.left_out: Counter[str] = Counter()
         """Records and members of archives that hold no text, by kind."""
 
@@ -63,9 +65,13 @@ class Documents:
     def counts(self) -> DocumentCounts:
         """The counts; raises LedgerError if a record is unaccounted for."""
         counts = DocumentCounts(
-            records=self._records, packed=self._packed, empty=self._empty, rejected=self._rejected.count
+            records=self._records,
+            packed=self._packed,
+            empty=self._empty,
+            rejected=self._rejected.count,
+            held_out=self.held_out,
         )
-        if counts.records != counts.packed + counts.empty + counts.rejected:
+        if counts.records != counts.packed + counts.empty + counts.rejected + counts.held_out:
             raise LedgerError(f"records read and records accounted for differ, please report this: {counts!r}")
         return counts
 

@@ -27,6 +27,7 @@ from exact_prep.shards import ShardWriter
 from exact_prep.sources import RecordPlaces, SourceLabels
 from exact_prep.stages.content import ContentHash, hashed
 from exact_prep.stages.documents import Documents, OwnIds, RejectedList
+from exact_prep.stages.holdout import Holdout
 from exact_prep.stages.lengths import LengthHistogram
 from exact_prep.stages.limits import within_limits
 from exact_prep.stages.masks import split_masks
@@ -101,6 +102,16 @@ def lengths_name(task: int, key: str) -> str:
     return f"lengths-{task:07d}-{key}.bin"
 
 
+def held_name(task: int, key: str) -> str:
+    """Name of the tokens that a task holds out."""
+    return f"held-{task:07d}-{key}.arrow"
+
+
+def held_lengths_name(checksum: str) -> str:
+    """Name of the histogram of lengths of the validation documents, by its checksum."""
+    return f"validation_lengths-{checksum}.bin"
+
+
 def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     """Make the shards of one task and save its record; returns the labels of its sources.
 
@@ -123,18 +134,24 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         labels, lengths, own_ids = SourceLabels(), LengthHistogram(), OwnIds()
         documents = Documents(rejected, places)
         parts = [stack.enter_context(Part(task, seq_len, labels)) for seq_len in task.options.packing.seq_lens]
-        content = ContentHash()
+        content, holdout = ContentHash(), None
         coming = ahead(hashed(task.inputs.read(task.slices, places), content))
+        if task.options.validation is not None:
+            path = work.scratch(held_name(task.index, task.key))
+            holdout = stack.enter_context(Holdout(task.options.validation, task.tokenizer, path))
+            coming = holdout.follow(coming)
         for texts, batches in within_limits(coming, tokenizer.encode, source):
             documents.read(texts)
-            labels.add(texts)
-            own_ids.add(texts)
-            for tokens in batches:
+            kept = texts if holdout is None else holdout.keep(texts)
+            labels.add(kept)
+            own_ids.add(kept)
+            for encoded in batches:
+                tokens = encoded if holdout is None else holdout.part(encoded)
                 documents.encoded(tokens)
                 lengths.add(tokens, labels)
                 for part in parts:
                     part.add(tokens)
-                meter.add(0, tokens.ids.size)
+                meter.add(0, encoded.ids.size)
             meter.add(texts.bytes_read)
         packed = {part.seq_len: part.finish(documents.ledger, lengths) for part in parts}
         checksum = None if source.id_field is None else write_own_ids(task, own_ids)
@@ -142,6 +159,11 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         work.write(lengths_name(task.index, task.key), histogram)
         if rejected.close():
             work.upload(rejected.path, rejected_name(task.index, task.key))
+        held = None
+        if holdout is not None:
+            held = holdout.finish()
+            documents.held_out, documents.text_bytes = held.documents, documents.text_bytes - held.text_bytes
+            work.upload(holdout.path, held_name(task.index, task.key))
     record = TaskRecord(
         task=task.index,
         documents=documents.counts(),
@@ -154,6 +176,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         documents_xxh3=checksum,
         own_ids=own_ids.count,
         lengths_xxh3=xxhash.xxh3_128_hexdigest(histogram),
+        held=held,
         packed=packed,
     )
     work.write(record_name(task.index, task.key), encode(record))
@@ -170,7 +193,7 @@ def write_own_ids(task: PackTask, own_ids: OwnIds) -> str:
 
 def discard_task(index: int, key: str, work: Store, homes: Iterable[Store]) -> None:
     """Remove what an earlier attempt left: the record first, then shards from the last to the first."""
-    for name in (record_name, rejected_name, lengths_name):
+    for name in (record_name, rejected_name, lengths_name, held_name):
         work.remove(name(index, key))
     for home in homes:
         home.remove(documents_name(index))
