@@ -234,3 +234,14 @@ def test_runs_are_those_that_a_slow_oracle_finds(rows):
     assert plain.masked_runs.tolist() == wanted
     assert plain.mask_splits.tolist() == below
     assert masked == inside
+
+
+def test_an_export_to_parquet_keeps_the_masks(tmp_path):
+    option = write(tmp_path / "a.parquet", "int")
+    words = ("--ids-field", "ids", option, "mask", "--seq-len", SEQ_LEN, "-o", tmp_path / "out")
+    exact_prep("pack", tmp_path / "a.parquet", *words)
+    exact_prep("weigh", tmp_path / "out", "--tail-from", 8)
+    exact_prep("export", tmp_path / "out", "--to", "parquet", "--out", tmp_path / "files")
+    rows = [row for path in sorted((tmp_path / "files").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert [row["masked_runs"] for row in rows] == [row["masked_runs"] for row in read_rows(tmp_path / "out")]
+    assert any(row["masked_runs"] for row in rows)

@@ -1,4 +1,6 @@
-"""`parquet`: the columns of the shards; `levanter`: two of them, as its prebuilt format reads them. A file per shard.
+"""`parquet`: the shards' columns, `levanter`: two of them, as its prebuilt format reads them. Files of a bounded size.
+
+`sources` are left out: their numbers mean something within a task alone.
 
 Weights are float32, the same numbers: many readers of Parquet know no float16.
 """
@@ -63,20 +65,20 @@ def levanter_batch(block: Rows) -> pa.RecordBatch:
 
 
 def full_batch(block: Rows) -> pa.RecordBatch:
-    """All columns."""
+    """All columns; `masked_runs` count places of targets in the row, however weights are aligned."""
 
-    def variable(values: np.ndarray) -> pa.Array:
-        return pa.ListArray.from_arrays(as_arrow(block.row_splits), as_arrow(values))
+    def variable(values: np.ndarray, splits: np.ndarray = block.row_splits) -> pa.Array:
+        return pa.ListArray.from_arrays(as_arrow(splits), as_arrow(values))
 
-    return pa.record_batch(
-        {
-            "input_ids": fixed(block.input_ids),
-            "seq_lengths": variable(block.seq_lengths),
-            "doc_ids": variable(block.doc_ids),
-            "doc_offsets": variable(block.doc_offsets),
-            "loss_weights": fixed(get_weights(block), np.float32),
-        }
-    )
+    columns = {
+        "input_ids": fixed(block.input_ids),
+        "seq_lengths": variable(block.seq_lengths),
+        "doc_ids": variable(block.doc_ids),
+        "doc_offsets": variable(block.doc_offsets),
+    }
+    if block.mask_splits is not None and block.masked_runs is not None:
+        columns["masked_runs"] = variable(block.masked_runs, block.mask_splits)
+    return pa.record_batch(columns | {"loss_weights": fixed(get_weights(block), np.float32)})
 
 
 def fixed(values: np.ndarray, dtype: type[np.generic] | None = None) -> pa.Array:

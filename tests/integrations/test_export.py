@@ -174,7 +174,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(directory, tmp_pa
     with pytest.raises(DatasetError, match="not weighed; run `exact-prep weigh"):
         export(plain, "numpy", tmp_path / "out")
     weigh_dataset(write_dataset(tmp_path / "several" / "16", documents(5, 30), seq_len=16))
-    with pytest.raises(DatasetError, match="holds a dataset per row length"):
+    with pytest.raises(DatasetError, match="holds several datasets"):
         export(tmp_path / "several", "numpy", tmp_path / "out")
     with pytest.raises(UsageError, match="leave --align out"):
         export(directory, "levanter", tmp_path / "out", align="target")
