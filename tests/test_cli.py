@@ -145,7 +145,7 @@ def test_the_report_says_the_same_in_words_and_in_json(dataset, corpus, tokenize
         assert f"{bucket['targets']:,}" in text
         assert f"{bucket['weight']:.4f}" in text
     assert f"{facts[0]['weights']['weighted_tail_share']:.2%}" in text
-    assert facts[0]["documents"] == {"records": 300, "packed": 297, "empty": 3, "rejected": 0}
+    assert facts[0]["documents"] == {"records": 300, "packed": 297, "empty": 3, "rejected": 0, "held_out": 0}
     assert sum(bucket["share"] for bucket in facts[0]["buckets"]) == pytest.approx(1)
     assert sum(bucket["weighted_share"] for bucket in facts[0]["buckets"]) == pytest.approx(1)
     exact_prep("pack", corpus[0], *plain, "--out", tmp_path / "plain")
@@ -377,7 +377,7 @@ def test_limits_stop_after_the_document_that_reaches_them(corpus, tokenizer_file
     base = ("pack", corpus[0], "--tokenizer", tokenizer_file, "--seq-len", 64, "--workers", 2)
     exact_prep(*base, "--out", tmp_path / "docs", "--limit-docs", 101)
     manifest = read_json(tmp_path / "docs" / "manifest.json")
-    assert manifest["documents"] == {"records": 103, "packed": 101, "empty": 2, "rejected": 0}
+    assert manifest["documents"] == {"records": 103, "packed": 101, "empty": 2, "rejected": 0, "held_out": 0}
     exact_prep(*base, "--out", tmp_path / "tokens", "--limit-tokens", 5000)
     found = read_documents(tmp_path / "tokens")
     total = sum(map(len, found.values()))

@@ -196,7 +196,7 @@ def test_the_command_says_what_was_left_out_and_what_to_do(tokenizer_file, tmp_p
     assert "not read because they hold no text: 1 WARC response text/html, 1 WARC warcinfo; extract" in ran.stderr
     manifest = read_json(tmp_path / "out" / "manifest.json")
     assert manifest["records_left_out"] == {"WARC response text/html": 1, "WARC warcinfo": 1}
-    assert manifest["documents"] == {"records": 6, "packed": 3, "empty": 3, "rejected": 0}
+    assert manifest["documents"] == {"records": 6, "packed": 3, "empty": 3, "rejected": 0, "held_out": 0}
     assert len(read_documents(tmp_path / "out")) == 3
     exact_prep("verify", tmp_path / "out")
 
