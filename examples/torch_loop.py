@@ -65,6 +65,7 @@ def main(directory: str, steps: int = 3) -> None:
         optimizer.zero_grad()
         print(f"step {step}: loss {loss:.4f}")
     if several:
+        del train  # before its process group: the other way round, gloo can hang
         distributed.destroy_process_group()
 
 

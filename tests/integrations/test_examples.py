@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from oracle import framework
 
@@ -66,9 +67,16 @@ def test_the_loop_runs_on_two_processes(packed):
     framework("torch")
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*start, EXAMPLES / "torch_loop.py", packed / "column", 2]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"step [01]: loss [\d.]+", done.stdout)) == 4, done.stdout
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            printed, errors = run.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            # torchrun starts each rank in a session of its own: killed alone, it would leave them.
+            for process in [*psutil.Process(run.pid).children(recursive=True), run]:
+                process.kill()
+            raise
+    assert run.returncode == 0, errors
+    assert len(re.findall(r"step [01]: loss [\d.]+", printed)) == 4, printed
 
 
 def test_no_example_is_left_out():

@@ -17,6 +17,8 @@ from exact_prep.errors import UsageError
 
 torch = framework("torch")
 
+from ranks import run_ranks  # noqa: E402
+
 from exact_prep.integrations.torch import BatchPolicy, Collator, Loader, denominator  # noqa: E402
 
 SEQ_LEN = 64
@@ -171,20 +173,17 @@ def read_with_a_group(rank, directory, store, out):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout
     )
-    try:
-        seen, totals = [], []
-        for batch in loader:
-            totals.append(denominator([batch["loss_weights"]], averaged=False).item())
-            seen.append((batch["input_ids"][0, :8].tolist(), float(batch["loss_weights"].sum())))
-        (out / f"{rank}.json").write_text(json.dumps([seen, totals]))
-    finally:
-        torch.distributed.destroy_process_group()
+    seen, totals = [], []
+    for batch in loader:
+        totals.append(denominator([batch["loss_weights"]], averaged=False).item())
+        seen.append((batch["input_ids"][0, :8].tolist(), float(batch["loss_weights"].sum())))
+    (out / f"{rank}.json").write_text(json.dumps([seen, totals]))
 
 
 def test_two_ranks_read_all_rows_and_stop_together_though_the_loader_came_before_the_group(
     dataset, directory, tmp_path
 ):
-    torch.multiprocessing.spawn(read_with_a_group, (directory, tmp_path / "store", tmp_path), 2)
+    run_ranks(read_with_a_group, directory, tmp_path / "store", tmp_path)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [len(seen) for seen, _ in ranks] == [3, 3]
     assert ranks[0][1] == ranks[1][1]

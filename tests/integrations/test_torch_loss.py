@@ -14,6 +14,7 @@ from exact_prep.errors import UsageError
 
 torch = framework("torch")
 
+from ranks import run_ranks  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch_models import Bigram, TinyAttention  # noqa: E402
@@ -225,24 +226,21 @@ def train_on_a_rank(rank, directory, store, out):
     """Two accumulation steps of one rank under DDP; rank 0 writes the averaged gradient."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        loader = iter(Loader(exact_prep.open(directory), BatchPolicy(batch_size=2)))
-        model = nn.parallel.DistributedDataParallel(Bigram())
-        batches = [next(loader), next(loader)]
-        total = denominator([batch["loss_weights"] for batch in batches])
-        alone = denominator([batches[0]["loss_weights"]], averaged=False)
-        with model.no_sync():
-            compute_loss(model, batches[0], "target", denominator=total).backward()
-        compute_loss(model, batches[1], "target", denominator=total).backward()
-        if rank == 0:
-            out.write_text(json.dumps([model.module.table.grad.tolist(), alone.item()]))
-    finally:
-        torch.distributed.destroy_process_group()
+    loader = iter(Loader(exact_prep.open(directory), BatchPolicy(batch_size=2)))
+    model = nn.parallel.DistributedDataParallel(Bigram())
+    batches = [next(loader), next(loader)]
+    total = denominator([batch["loss_weights"] for batch in batches])
+    alone = denominator([batches[0]["loss_weights"]], averaged=False)
+    with model.no_sync():
+        compute_loss(model, batches[0], "target", denominator=total).backward()
+    compute_loss(model, batches[1], "target", denominator=total).backward()
+    if rank == 0:
+        out.write_text(json.dumps([model.module.table.grad.tolist(), alone.item()]))
 
 
 def test_two_ranks_that_accumulate_give_the_gradient_of_all_rows(dataset, directory, weights_file, tmp_path):
     out = tmp_path / "gradient.json"
-    torch.multiprocessing.spawn(train_on_a_rank, (directory, tmp_path / "store", out), nprocs=2)
+    run_ranks(train_on_a_rank, directory, tmp_path / "store", out)
     got, alone = json.loads(out.read_text())
     _, gradient = bigram_oracle(Bigram().table.tolist(), dataset[:8], weights_file)
     np.testing.assert_allclose(got, gradient, rtol=1e-4, atol=1e-7)

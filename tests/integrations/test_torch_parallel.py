@@ -12,6 +12,7 @@ import exact_prep
 
 torch = framework("torch")
 
+from ranks import run_ranks  # noqa: E402
 from torch import distributed, nn  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
@@ -56,34 +57,31 @@ CASES = [(kind, loss) for kind in ("ddp", "fsdp", "fsdp, resharded") for loss in
 def train_on_a_rank(rank, directory, store, out):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        batch = Collator()(list(exact_prep.open(directory)[2 * rank : 2 * rank + 2]))
-        total = denominator([batch["loss_weights"]])
-        mesh = init_device_mesh("cpu", (2,))
-        found = {}
-        for kind, loss in CASES:
-            train = wrap(kind, loss, mesh)
-            train(batch, total).backward()
-            gradients = {name.removeprefix("module."): own.grad for name, own in train.named_parameters()}
-            found[kind, loss] = {
-                name: own.full_tensor() if hasattr(own, "full_tensor") else own for name, own in gradients.items()
-            }
-        for kind in ("fsdp", "fsdp, resharded"):
-            model = fully_shard(small_model(), mesh=mesh, reshard_after_forward=kind == "fsdp, resharded")
-            labels, weights = batch["labels"], batch["loss_weights"]
-            with loss_at_head(model.head, labels, weights, denominator=total, chunk=10) as made:
-                logits = model(batch["input_ids"], batch["position_ids"])
-            made.checked_loss(logits).backward()
-            found[kind, "head"] = {f"model.{name}": own.grad.full_tensor() for name, own in model.named_parameters()}
-        torch.save(found, out / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+    batch = Collator()(list(exact_prep.open(directory)[2 * rank : 2 * rank + 2]))
+    total = denominator([batch["loss_weights"]])
+    mesh = init_device_mesh("cpu", (2,))
+    found = {}
+    for kind, loss in CASES:
+        train = wrap(kind, loss, mesh)
+        train(batch, total).backward()
+        gradients = {name.removeprefix("module."): own.grad for name, own in train.named_parameters()}
+        found[kind, loss] = {
+            name: own.full_tensor() if hasattr(own, "full_tensor") else own for name, own in gradients.items()
+        }
+    for kind in ("fsdp", "fsdp, resharded"):
+        model = fully_shard(small_model(), mesh=mesh, reshard_after_forward=kind == "fsdp, resharded")
+        labels, weights = batch["labels"], batch["loss_weights"]
+        with loss_at_head(model.head, labels, weights, denominator=total, chunk=10) as made:
+            logits = model(batch["input_ids"], batch["position_ids"])
+        made.checked_loss(logits).backward()
+        found[kind, "head"] = {f"model.{name}": own.grad.full_tensor() for name, own in model.named_parameters()}
+    torch.save(found, out / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def trained(directory, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
-    torch.multiprocessing.spawn(train_on_a_rank, (directory, out / "store", out), 2)
+    run_ranks(train_on_a_rank, directory, out / "store", out)
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
 

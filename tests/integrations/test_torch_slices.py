@@ -9,6 +9,7 @@ import exact_prep
 
 torch = framework("torch")
 
+from ranks import run_ranks  # noqa: E402
 from test_torch_parallel import small_model  # noqa: E402
 from torch import distributed  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
@@ -78,28 +79,25 @@ def train_sharded_head(rows, mesh, parallel):
 def train_on_a_rank(rank, directory, store, out):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        rows, mesh = list(exact_prep.open(directory)[:4]), init_device_mesh("cpu", (2,))
-        found = {
-            (order, loss): train_on_slices(rows, rank, order, loss) for order in ORDERS for loss in ("chunks", "logits")
-        }
-        for parallel in (False, True):
-            found["sharded head", parallel] = train_sharded_head(rows, mesh, parallel)
-        model, batch = small_model(), Collator()(rows)
-        head = distribute_tensor(model.head.weight.detach(), mesh, [Shard(0)])
-        with pytest.raises(UsageError, match="loss_parallel"):
-            linear_weighted_cross_entropy(
-                model.hidden(batch["input_ids"], batch["position_ids"]), head, batch["labels"], batch["loss_weights"]
-            )
-        torch.save(found, out / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+    rows, mesh = list(exact_prep.open(directory)[:4]), init_device_mesh("cpu", (2,))
+    found = {
+        (order, loss): train_on_slices(rows, rank, order, loss) for order in ORDERS for loss in ("chunks", "logits")
+    }
+    for parallel in (False, True):
+        found["sharded head", parallel] = train_sharded_head(rows, mesh, parallel)
+    model, batch = small_model(), Collator()(rows)
+    head = distribute_tensor(model.head.weight.detach(), mesh, [Shard(0)])
+    with pytest.raises(UsageError, match="loss_parallel"):
+        linear_weighted_cross_entropy(
+            model.hidden(batch["input_ids"], batch["position_ids"]), head, batch["labels"], batch["loss_weights"]
+        )
+    torch.save(found, out / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def trained(directory, tmp_path_factory):
     out = tmp_path_factory.mktemp("slices")
-    torch.multiprocessing.spawn(train_on_a_rank, (directory, out / "store", out), 2)
+    run_ranks(train_on_a_rank, directory, out / "store", out)
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
 

@@ -17,6 +17,8 @@ from exact_prep.errors import UsageError
 torch = framework("torch")
 transformers = framework("transformers")
 
+from ranks import run_ranks  # noqa: E402
+
 from exact_prep.integrations.torch import Collator, ContextWatch, assert_documents_isolated  # noqa: E402
 from exact_prep.integrations.transformers import WeightedLossMixin, hugging_face_dataset  # noqa: E402
 from exact_prep.integrations.transformers.checks import LOSS_OPTIONS  # noqa: E402
@@ -221,7 +223,6 @@ def train_on_a_rank(rank, directory, path):
     gradients, _ = trained_gradients(trainer)
     if rank == 0:
         (path / "moved.json").write_text(json.dumps({name: moved.tolist() for name, moved in gradients.items()}))
-    torch.distributed.destroy_process_group()
 
 
 def port_for(path):
@@ -253,12 +254,11 @@ def evaluate_on_a_rank(rank, directory, path):
     except UsageError as error:
         found["refused"] = str(error)
     (path / f"found-{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_evaluate_and_refuse_as_one_does(dataset, directory, weights_file, tmp_path):
     port_for(tmp_path)
-    torch.multiprocessing.spawn(evaluate_on_a_rank, (directory, tmp_path), nprocs=2)
+    run_ranks(evaluate_on_a_rank, directory, tmp_path)
     want = oracle_evaluation(dataset[:4], weights_file)
     for rank in range(2):
         found = json.loads((tmp_path / f"found-{rank}.json").read_text())
@@ -268,7 +268,7 @@ def test_two_ranks_evaluate_and_refuse_as_one_does(dataset, directory, weights_f
 
 def test_two_ranks_that_accumulate_give_the_gradient_of_all_rows(dataset, directory, weights_file, tmp_path):
     port_for(tmp_path)
-    torch.multiprocessing.spawn(train_on_a_rank, (directory, tmp_path), nprocs=2)
+    run_ranks(train_on_a_rank, directory, tmp_path)
     want, _ = oracle_gradients(tiny_model(), dataset[:4], weights_file)
     moved = json.loads((tmp_path / "moved.json").read_text())
     for name, gradient in want.items():

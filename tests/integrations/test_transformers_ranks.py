@@ -13,6 +13,7 @@ import exact_prep
 torch = framework("torch")
 transformers = framework("transformers")
 
+from ranks import run_ranks  # noqa: E402
 from test_transformers import (  # noqa: E402
     WeightedTrainer,
     arguments,
@@ -67,14 +68,13 @@ def train_sharded_on_a_rank(rank, directory, path):
         state.distributed_type, state.fsdp_plugin = "MULTI_CPU", None
         found[layout, chunk, tied] = (type(model.lm_head).__name__, moved)
     torch.save(found, path / f"sharded-{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def sharded(directory, tmp_path_factory):
     path = tmp_path_factory.mktemp("sharded")
     port_for(path)
-    torch.multiprocessing.spawn(train_sharded_on_a_rank, (directory, path), nprocs=2)
+    run_ranks(train_sharded_on_a_rank, directory, path)
     return [torch.load(path / f"sharded-{rank}.pt") for rank in range(2)]
 
 
@@ -106,12 +106,11 @@ def evaluate_on_a_rank(rank, directory, path):
     except UsageError as error:
         found["stream"] = str(error)
     (path / f"evaluated-{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_evaluate_each_row_once(dataset, directory, weights_file, tmp_path):
     port_for(tmp_path)
-    torch.multiprocessing.spawn(evaluate_on_a_rank, (directory, tmp_path), nprocs=2)
+    run_ranks(evaluate_on_a_rank, directory, tmp_path)
     for rank in range(2):
         found = json.loads((tmp_path / f"evaluated-{rank}.json").read_text())
         stream = found.pop("stream")

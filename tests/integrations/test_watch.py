@@ -13,6 +13,7 @@ import exact_prep
 
 torch = framework("torch")
 
+from ranks import run_ranks  # noqa: E402
 from torch_models import Bigram  # noqa: E402
 
 from exact_prep.integrations.torch import (  # noqa: E402
@@ -83,17 +84,14 @@ def test_contexts_end_at_the_window(tmp_path):
 def watch_on_a_rank(rank, directory, store, out):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        dataset = exact_prep.open(directory)
-        watch = ContextWatch(dataset)
-        observe_rows(watch, dataset[3 * rank : 3 * rank + 3], "target", "logits")
-        (out / f"{rank}.json").write_text(json.dumps(watch.read()))
-    finally:
-        torch.distributed.destroy_process_group()
+    dataset = exact_prep.open(directory)
+    watch = ContextWatch(dataset)
+    observe_rows(watch, dataset[3 * rank : 3 * rank + 3], "target", "logits")
+    (out / f"{rank}.json").write_text(json.dumps(watch.read()))
 
 
 def test_ranks_read_the_same_means_over_all_rows(dataset, directory, weights_file, tmp_path):
-    torch.multiprocessing.spawn(watch_on_a_rank, (directory, tmp_path / "store", tmp_path), 2)
+    run_ranks(watch_on_a_rank, directory, tmp_path / "store", tmp_path)
     want = counted_by_hand(dataset[:6], weights_file, ContextWatch(dataset).tail_start)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(want, rel=1e-5)
