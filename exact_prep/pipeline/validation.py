@@ -94,7 +94,7 @@ def make_held_task(planned: PackPlan, records: Sequence[TaskRecord]) -> PackHeld
         files=tuple(files),
         documents=DocumentCounts(**documents),
         left_out=dict(sorted(left_out.items())),
-        ledger=TokenLedger(**ledger),
+        ledger=TokenLedger.model_validate(ledger),
         text_bytes=text_bytes,
         record=f"validation-{name}.json",
     )

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def run_ranks(function: Callable, *arguments, seconds: float = 180) -> None:
-    """Call `function(rank, *arguments)` on two ranks; raise what a rank raised, or TimeoutError after `seconds`."""
-    context = torch.multiprocessing.spawn(_run, (function, arguments), nprocs=2, join=False)
+def run_ranks(function: Callable, *arguments, nprocs: int = 2, seconds: float = 180) -> None:
+    """Call `function(rank, *arguments)` on `nprocs` ranks; raise what one raised, or TimeoutError at the limit."""
+    context = torch.multiprocessing.spawn(_run, (function, arguments), nprocs=nprocs, join=False)
     end = time.monotonic() + seconds
     while not context.join(timeout=1):
         if time.monotonic() > end:
@@ -24,14 +24,15 @@ def run_ranks(function: Callable, *arguments, seconds: float = 180) -> None:
                 process.kill()
             for process in context.processes:
                 process.join()
-            raise TimeoutError(f"{function.__name__} did not end on two ranks within {seconds:g} s; they were killed")
+            raise TimeoutError(f"{function.__name__} did not end on {nprocs} ranks in {seconds:g} s and were killed")
 
 
 def _run(rank: int, function: Callable, arguments: tuple) -> None:
     function(rank, *arguments)
     # Not destroy_process_group(): a gloo group that DDP's reducer is the last to hold joins its threads while it has
     # the GIL, which they may want: a deadlock (torch 2.13). The process ends here, its threads with it.
-    distributed.barrier()
+    if distributed.is_initialized():
+        distributed.barrier()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -32,6 +32,6 @@ def test_what_a_rank_raises_is_raised_and_the_other_ends():
 
 
 def test_ranks_that_hang_are_killed(tmp_path):
-    with pytest.raises(TimeoutError, match="hang did not end on two ranks"):
+    with pytest.raises(TimeoutError, match="hang did not end on 2 ranks"):
         run_ranks(hang, tmp_path, seconds=20)
     assert not any(psutil.pid_exists(int((tmp_path / str(rank)).read_text())) for rank in range(2))
