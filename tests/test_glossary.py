@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from runs import exact_prep
 
@@ -40,5 +42,9 @@ def test_the_command_explains_a_term_and_lists_all():
     said = exact_prep("explain", "effective", "context").stdout
     assert said.startswith("effective context (also: context, effective left context)\n\nHow many tokens of its own")
     assert max(map(len, said.splitlines())) <= 80
+    for arguments in ((), ("effective", "context")):
+        narrow = exact_prep("explain", *arguments, env={**os.environ, "COLUMNS": "60"}).stdout
+        assert max(map(len, narrow.splitlines())) <= 60
+        assert narrow.split() == (said if arguments else listed).split()
     assert exact_prep("explain", "tau").stdout.startswith("tail from")
     assert "did you mean bucket?" in exact_prep("explain", "buckt", check=2).stderr

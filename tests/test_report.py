@@ -7,10 +7,13 @@ import io
 import json
 
 import pytest
+from rich.console import Console
 from runs import exact_prep, make_texts, pack_here, weigh_here, write_jsonl
 
 from exact_prep.reports import load_facts
+from exact_prep.reports.facts import BucketFacts
 from exact_prep.reports.tables import format_facts
+from exact_prep.reports.terminal import compare, render, shorten
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,81 @@ def test_the_tail_is_marked_by_a_word_before_weighing_too(homes):
         assert [line.split()[0] for line in lines] == ["16", "32"], shown
     # It is the tail that `weigh` takes by itself.
     assert [bucket.low for bucket in load_facts(homes[1]).buckets if bucket.in_tail] == [16, 32]
+
+
+def printed(renderable, width):
+    """What a terminal of `width` columns shows; rich cuts longer lines, and marks that by an ellipsis."""
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def grown(facts):
+    """The same dataset with trillions of tokens in rows of 128K."""
+    low = [0, *(2**power for power in range(3, 17))]
+    buckets = tuple(
+        BucketFacts(
+            low=start,
+            high=max(2 * start, 8) - 1,
+            targets=71_234_567_890 * (number + 1),
+            share=(number + 1) / 120,
+            in_tail=start >= 32768,
+            weight=1.1234,
+            weighted_share=0.1,
+        )
+        for number, start in enumerate(low)
+    )
+    sources = tuple(
+        source.model_copy(update={"tokens": 4_123_456_789_012, "documents": 98_765_432_109}) for source in facts.sources
+    )
+    return facts.model_copy(update={"buckets": buckets, "sources": sources, "rows": 31_234_567})
+
+
+def test_sixty_columns_are_enough_for_trillions_of_tokens(homes):
+    facts = grown(load_facts(homes[0]))
+    shown = printed(render(facts, by_source=True, width=60), 60)
+    assert max(map(len, shown.splitlines())) <= 60
+    assert "…" not in shown
+    lines = [line.split() for line in shown.splitlines() if " - " in line]
+    assert [(f"{one.low:,}", f"{one.high:,}") for one in facts.buckets] == [(line[0], line[2]) for line in lines]
+    for line, bucket in zip(lines, facts.buckets, strict=True):
+        words = [word for word in line[3:] if word[0] in "0123456789"]
+        assert words == [shorten(bucket.targets), f"{bucket.share:.2%}", "1.1234", "10.00%"]
+        assert (line[-1] == "tail") == bucket.in_tail
+    source = facts.sources[0]
+    assert f"98.77B 4.123T {source.share:.2%} {source.tail_share:.2%} {source.weighted_share:.2%}" in " ".join(
+        shown.split()
+    )
+    assert "71,234,567,890" in printed(render(facts, width=100), 100)
+
+
+def test_sixty_columns_are_enough_side_by_side(homes):
+    facts = [grown(load_facts(homes[0])), load_facts(homes[1])]
+    shown = printed(compare(facts, 0, width=60), 60)
+    assert max(map(len, shown.splitlines())) <= 60
+    assert "…" not in shown
+    assert shown.splitlines()[0].split() == ["side", "by", "side", "rows", "padding", "tail", "after"]
+    before = sum(bucket.share for bucket in facts[0].buckets if bucket.in_tail)
+    after = sum(bucket.share for bucket in facts[1].buckets if bucket.in_tail)
+    words = shown.split()
+    assert {"31.23M", f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f}"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0"),
+        (999_999, "999,999"),
+        (1_000_000, "1M"),
+        (41_207_654, "41.21M"),
+        (999_949_999, "999.9M"),
+        (999_950_001, "1B"),
+        (1_234_567_890_123, "1.235T"),
+        (5 * 10**15, "5Q"),
+    ],
+)
+def test_a_count_is_shortened_to_four_digits(count, said):
+    assert shorten(count) == said
 
 
 def test_tables_hold_the_facts(homes):

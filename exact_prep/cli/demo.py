@@ -60,7 +60,8 @@ def demo(
     from exact_prep.reports import load_facts
     from exact_prep.reports.terminal import render
 
-    Console().print(render(load_facts(out)))
+    console = Console()
+    console.print(render(load_facts(out), width=console.width))
     typer.echo(
         "\nLoad it with:\n\n"
         "    from datasets import load_from_disk\n"

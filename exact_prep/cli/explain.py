@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from typing import Annotated, Optional
 
@@ -21,6 +22,7 @@ Examples:
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
 WIDTH = 80
+"""Columns that a line takes, at most."""
 
 
 def explain(
@@ -33,13 +35,14 @@ def explain(
     """Run `exact-prep explain`; see HELP."""
     from exact_prep.reports.glossary import TERMS, find_term
 
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     if not term:
         for one in TERMS:
             first = one.text.split(". ")[0].rstrip(".")
-            lines = textwrap.wrap(f"{first}.", WIDTH - 20, break_on_hyphens=False, break_long_words=False)
+            lines = textwrap.wrap(f"{first}.", width - 20, break_on_hyphens=False, break_long_words=False)
             typer.echo("\n".join(f"{one.name if not number else '':18}  {line}" for number, line in enumerate(lines)))
         return
     found = find_term(" ".join(term))
     also = f" (also: {', '.join(found.also)})" if found.also else ""
     typer.echo(f"{found.name}{also}\n")
-    typer.echo(textwrap.fill(found.text, WIDTH, break_on_hyphens=False, break_long_words=False))
+    typer.echo(textwrap.fill(found.text, width, break_on_hyphens=False, break_long_words=False))

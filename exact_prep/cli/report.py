@@ -61,7 +61,7 @@ def report(
     for number, fact in enumerate(facts):
         if number:
             console.print()
-        console.print(render(fact, by_source=by_source))
+        console.print(render(fact, by_source=by_source, width=console.width))
     if len(facts) > 1:
         console.print()
-        console.print(compare(facts, reference))
+        console.print(compare(facts, reference, width=console.width))

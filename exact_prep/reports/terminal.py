@@ -1,4 +1,4 @@
-"""Renders a dataset's facts in the terminal."""
+"""Renders a dataset's facts in the terminal. Below 80 columns counts are shortened; 60 columns are enough."""
 
 from __future__ import annotations
 
@@ -21,21 +21,55 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 28
 
+NARROW = 80
+"""A terminal with fewer columns than this is narrow."""
+
 SOURCES = 20
 """Sources that are shown, at most."""
 
 
-def render(facts: Facts, *, by_source: bool = False) -> RenderableType:
-    """A heading, the state of the weights, the histogram, and a table of counts; `by_source` shows all sources."""
+UNITS = ((15, "Q"), (12, "T"), (9, "B"), (6, "M"))
+
+
+class Columns:
+    """Tables and counts for a terminal of `width` columns."""
+
+    def __init__(self, width: int) -> None:
+        self.narrow = width < NARROW
+
+    def table(self) -> Table:
+        """A table without lines."""
+        return Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1 if self.narrow else 2, 0, 0))
+
+    def count(self, number: int) -> str:
+        """A count: all its digits, or four of them where the terminal is narrow and the count is long."""
+        return shorten(number) if self.narrow else f"{number:,}"
+
+
+def shorten(number: int) -> str:
+    """A count in at most 7 characters, as people say it: 41.21M, 1.235T; exact below a million."""
+    if number < 10**6:
+        return f"{number:,}"
+    rounded = float(f"{number:.4g}")
+    power, letter = next(unit for unit in UNITS if rounded >= 10 ** unit[0])
+    return f"{rounded / 10**power:.4g}{letter}"
+
+
+def render(facts: Facts, *, by_source: bool = False, width: int = NARROW) -> RenderableType:
+    """A heading, the state of the weights, the histogram, and a table of counts; `by_source` shows all sources.
+
+    `width` is that of the terminal, in columns.
+    """
+    columns = Columns(width)
     title = Text.assemble(
         (facts.directory, "bold"),
         f"  {facts.rows:,} rows of {facts.seq_len:,} tokens, {facts.packing}",
     )
-    parts: list[RenderableType] = [title, Text(describe_state(facts)), Text(), make_histogram(facts), Text()]
+    parts: list[RenderableType] = [title, Text(describe_state(facts)), Text(), make_histogram(facts, columns), Text()]
     if len(facts.sources) > 1 or by_source:
-        parts += [make_sources(facts, None if by_source else SOURCES), Text()]
+        parts += [make_sources(facts, columns, None if by_source else SOURCES), Text()]
     if facts.weights and facts.weights.mixture:
-        parts += [make_mixture(facts.weights.mixture, facts.weights), Text()]
+        parts += [make_mixture(facts.weights.mixture, facts.weights, columns), Text()]
     return Group(*parts, make_figures(facts))
 
 
@@ -52,9 +86,9 @@ def describe_state(facts: Facts) -> str:
     )
 
 
-def make_histogram(facts: Facts) -> Table:
+def make_histogram(facts: Facts, columns: Columns) -> Table:
     """One line per bucket of effective context: share of supervision before weighting, weight, share after."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = columns.table()
     table.add_column("context", justify="right", no_wrap=True)
     table.add_column("targets", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
@@ -66,16 +100,16 @@ def make_histogram(facts: Facts) -> Table:
     table.add_column("", no_wrap=True)
     largest = max((bucket.share for bucket in facts.buckets), default=0.0)
     for bucket in facts.buckets:
-        table.add_row(*make_bucket_cells(bucket, largest), style="" if bucket.targets else "dim")
+        table.add_row(*make_bucket_cells(bucket, largest, columns), style="" if bucket.targets else "dim")
     return table
 
 
-def make_bucket_cells(bucket: BucketFacts, largest: float) -> list[RenderableType]:
+def make_bucket_cells(bucket: BucketFacts, largest: float, columns: Columns) -> list[RenderableType]:
     """The cells of one bucket's line."""
     colour = "yellow" if bucket.in_tail else "blue"
     cells: list[RenderableType] = [
         f"{bucket.low:,} - {bucket.high:,}",
-        f"{bucket.targets:,}",
+        columns.count(bucket.targets),
         f"{bucket.share:.2%}",
         Bar(size=largest or 1.0, begin=0, end=bucket.share, color=colour),
     ]
@@ -84,16 +118,17 @@ def make_bucket_cells(bucket: BucketFacts, largest: float) -> list[RenderableTyp
     return [*cells, Text("tail", "yellow") if bucket.in_tail else Text("")]
 
 
-def make_sources(facts: Facts, most: int | None = SOURCES) -> Table:
+def make_sources(facts: Facts, columns: Columns, most: int | None = SOURCES) -> Table:
     """One line per source, the largest first, at most `most`: share of supervision before and after weighting."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = columns.table()
     table.add_column("source", overflow="fold")
     for name in ("documents", "tokens", "share", *(("in the tail", "after") if facts.weights else ())):
         table.add_column(name, justify="right", no_wrap=True)
     ranked = sorted(facts.sources, key=lambda source: -source.tokens)
     for source in ranked[:most]:
         # Text, because rich would read brackets in a label as markup.
-        cells = [Text(source.label), f"{source.documents:,}", f"{source.tokens:,}", f"{source.share:.2%}"]
+        counts = columns.count(source.documents), columns.count(source.tokens)
+        cells = [Text(source.label), *counts, f"{source.share:.2%}"]
         if source.tail_share is not None and source.weighted_share is not None:
             cells += [f"{source.tail_share:.2%}", f"{source.weighted_share:.2%}"]
         table.add_row(*cells)
@@ -102,16 +137,16 @@ def make_sources(facts: Facts, most: int | None = SOURCES) -> Table:
     return table
 
 
-def make_mixture(mixture: MixtureFacts, weights: WeightFacts) -> RenderableType:
+def make_mixture(mixture: MixtureFacts, weights: WeightFacts, columns: Columns) -> RenderableType:
     """One line per dataset of a mixture: share of supervision before and after weighting."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = columns.table()
     table.add_column("weighed together", overflow="fold")
     for name in ("rows", "tokens read", "share", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in mixture.datasets:
         table.add_row(
             Text(one.directory or f"tree hash {one.id[:8]}..."),
-            f"{one.rows:,}",
+            columns.count(one.rows),
             f"{one.rate:.2%}",
             f"{one.share:.2%}",
             f"{one.weighted_share:.2%}",
@@ -122,9 +157,13 @@ def make_mixture(mixture: MixtureFacts, weights: WeightFacts) -> RenderableType:
     return Group(table, Text(kept))
 
 
-def compare(facts: Sequence[Facts], reference: int) -> Table:
-    """Some datasets side by side: a line each, with differences to the one at `reference` in points of percent."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+def compare(facts: Sequence[Facts], reference: int, *, width: int = NARROW) -> Table:
+    """Some datasets side by side, with differences to the one at `reference` in points of percent.
+
+    In a terminal of fewer than 80 columns (`width`), the differences have lines of their own.
+    """
+    columns = Columns(width)
+    table = columns.table()
     table.add_column("side by side", overflow="fold")
     for name in ("rows", "padding", "tail", "after"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -134,9 +173,10 @@ def compare(facts: Sequence[Facts], reference: int) -> Table:
         for own, other in zip(measure_shares(one), chosen, strict=True):
             shown = "" if own is None else f"{own:.2%}"
             if number != reference and own is not None and other is not None:
-                shown += f" ({100 * (own - other):+.2f})"
+                difference = f"{100 * (own - other):+.2f}"
+                shown += f"\n{difference}" if columns.narrow else f" ({difference})"
             cells.append(shown)
-        table.add_row(Text(one.directory), f"{one.rows:,}", *cells)
+        table.add_row(Text(one.directory), columns.count(one.rows), *cells)
     return table
 
 
@@ -161,7 +201,7 @@ def make_figures(facts: Facts) -> Table:
     documents, ledger, tokenizer = facts.documents, facts.ledger, facts.tokenizer
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     alone = f", {facts.padding_rows:,} rows of padding alone" if facts.padding_rows else ""
     padding = f"{ledger.padding:,} padding ({facts.padding_share:.2%}){alone}"
     table.add_row("tokens", f"{ledger.row_tokens:,} in rows, {padding}")
