@@ -11,6 +11,7 @@ FileFormat = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "warc",
 InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow", "warc", "tar"]
 """What the user may call an input: the same without `hub`, which is named with `hf://`."""
 ReportFormat = Literal["terminal", "md", "csv", "latex", "json"]
+FigureWidth = Literal["column", "text"]
 Normalize = Literal["none", "mean"]
 Split = Literal["train", "validation"]
 LossWeights = Literal["column", "table"]

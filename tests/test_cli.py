@@ -701,11 +701,15 @@ def exact_prep_at(terminal: int, *arguments: object) -> None:
     subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, timeout=120, check=True)
 
 
-def test_output_that_cannot_be_written_or_encoded_is_no_internal_error(dataset):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_or_encoded_is_no_internal_error(dataset, unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
         for command in (["report", dataset], ["report", dataset, "--json"], ["verify", dataset, "--quick"]):
             command = [sys.executable, "-m", "exact_prep", *map(str, command)]
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False, env=environment
+            )
             assert done.returncode == 1
             assert done.stderr == "exact-prep: cannot write to standard output: No space left on device\n"
     for encoding in ("ascii", "latin-1"):

@@ -124,7 +124,10 @@ def main() -> NoReturn:
             typer.echo(f"exact-prep: {limit}", err=True)
             sys.exit(FAILURE)
         if isinstance(error, OSError) and error.filename is None:  # files come with their names, as StorageError
-            what = "cannot write to standard output" if error.errno in UNWRITABLE else "the system refuses"
+            what = "the system refuses"
+            if error.errno in UNWRITABLE:
+                what = "cannot write to standard output"
+                drop_output()
             typer.echo(f"exact-prep: {what}: {error.strerror or error}", err=True)
             sys.exit(FAILURE)
         typer.echo(f"exact-prep: internal error, please report it: {type(error).__name__}: {error}", err=True)
@@ -163,6 +166,14 @@ def leave() -> NoReturn:
     with suppress(OSError, AttributeError):  # closed, or never open
         sys.stdout.flush()
     os._exit(STOPPED)
+
+
+def drop_output() -> None:
+    """Let what is still buffered go nowhere: Python would try to write it again as it ends, and exit with 120."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or never open
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def refuse_bytes(arguments: list[str]) -> None:

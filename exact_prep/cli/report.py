@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exact_prep.choices import ReportFormat
+from exact_prep.choices import FigureWidth, ReportFormat
 from exact_prep.cli.arguments import Config, Datasets, FromElsewhere, WeightsTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exact_prep.reports.facts import Facts
 
 HELP = """Show where supervision goes: targets and weights by effective context, before and after weighing.
 
@@ -18,6 +24,7 @@ Examples:
     exact-prep report packed --weights alpha-0.3.json
     exact-prep report packed --json > facts.json
     exact-prep report books code --by-source --format csv
+    exact-prep report packed --figure supervision.pdf
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
@@ -34,6 +41,17 @@ def report(
         str | None,
         typer.Option(metavar="DIR", help="The dataset that others are compared with.", show_default="the first"),
     ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.pdf|svg|png",
+            help="Write a paper's figure of the dataset, and its caption to FILE.txt. Needs matplotlib.",
+            show_default=False,
+        ),
+    ] = None,
+    width: Annotated[
+        FigureWidth, typer.Option(help="Of the figure: one column (3.3 in) or the whole text (6.9 in), at 8 pt.")
+    ] = "column",
     weights: WeightsTable = None,
     weights_from_elsewhere: FromElsewhere = False,
     config: Config = None,
@@ -47,6 +65,9 @@ def report(
     homes = [home for directory in directories for home in find_datasets(directory)]
     facts = [load_facts(home, weights, weights_from_elsewhere=weights_from_elsewhere) for home in homes]
     reference = check_reference(compare_to, facts)
+    if figure is not None:
+        write_figure(facts, figure, width)
+        return
     if as_json or kind == "json":
         typer.echo(canonical_json([fact.model_dump(mode="json") for fact in facts]).decode(), nl=False)
         return
@@ -65,3 +86,17 @@ def report(
     if len(facts) > 1:
         console.print()
         console.print(compare(facts, reference, width=console.width))
+
+
+def write_figure(facts: Sequence[Facts], path: Path, width: FigureWidth) -> None:
+    """Write a figure and its caption; raises UsageError for several datasets, or a suffix that no format has."""
+    from exact_prep.errors import UsageError
+    from exact_prep.reports.figure import caption, draw_bytes
+    from exact_prep.stores.local import write_atomically
+
+    if len(facts) > 1:
+        raise UsageError(f"--figure draws one dataset, and there are {len(facts)}; draw each into a file of its own")
+    drawn, said = draw_bytes(facts[0], path.suffix[1:].lower(), width), caption(facts[0])
+    write_atomically(path, drawn)
+    write_atomically(path.with_suffix(".txt"), said.encode())
+    typer.echo(f"{path}, and its caption in {path.with_suffix('.txt')}:\n{said}", nl=False)
