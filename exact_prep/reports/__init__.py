@@ -1,6 +1,7 @@
 """Where supervision goes: one record of facts (`facts`), and its renderings.
 
-`terminal`, `tables` (Markdown, CSV, LaTeX), and the record's own JSON; `glossary` says what the words mean.
+`terminal`, `tables` (Markdown, CSV, LaTeX), `figure` (for a paper), and the record's own JSON;
+`glossary` says what the words mean.
 """
 
 from __future__ import annotations
