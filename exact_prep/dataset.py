@@ -211,8 +211,28 @@ def find_home(out: Path, seq_lens: Sequence[int], seq_len: int, split: str | Non
 
 
 def is_split_in_two(directory: Path) -> bool:
-    """Whether a directory holds training rows and validation rows."""
-    return all((directory / split / MANIFEST).is_file() for split in SPLITS)
+    """Whether a directory holds the training rows and the validation rows of one run of `pack --validation`.
+
+    Two datasets that merely have these names are none. Raises DatasetError if the validation rows were held out of
+    other training rows: documents might be on both sides.
+    """
+    train, validation = (directory / split for split in SPLITS)
+    if not all((home / MANIFEST).is_file() for home in (train, validation)):
+        return False
+    held = load_manifest(validation)
+    if held.split is None:
+        return False
+    if held.train_hash != load_manifest(train).tree_hash:
+        raise DatasetError(explain_other_train(validation, train))
+    return True
+
+
+def explain_other_train(validation: Path, train: Path) -> str:
+    """What is wrong where training rows were replaced, and what to do."""
+    return (
+        f"{validation} was held out of other training rows than those in {train}, so documents may be on both sides; "
+        "pack both again with `exact-prep pack --validation`, or move one of them elsewhere"
+    )
 
 
 def load_manifest(directory: Path) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -214,3 +215,35 @@ def test_nothing_is_held_out_of_a_small_corpus(tokenizer_file, tmp_path):
     assert read_json(tmp_path / "out" / "validation" / "manifest.json")["rows"] == 0
     assert verify(tmp_path / "out") == []
     exact_prep("report", tmp_path / "out")
+
+
+def test_directories_that_only_have_the_names_are_datasets_of_their_own(texts, tokenizer_file, tmp_path):
+    for name, own in (("train", texts[:60]), ("validation", texts[60:120])):
+        write(tmp_path / f"{name}.jsonl", own)
+        exact_prep(*base(tokenizer_file, tmp_path / f"{name}.jsonl"), "-o", tmp_path / "both" / name)
+    exact_prep("weigh", tmp_path / "both")
+    for name in ("train", "validation"):
+        weights = read_json(tmp_path / "both" / name / "weights.json")
+        assert weights["applied_from"] is None
+        exposure = read_json(tmp_path / "both" / name / "manifest.json")["exposure"]
+        assert [one["exposure"] for one in weights["datasets"]] == [exposure]
+    with pytest.raises(DatasetError, match=r"holds several datasets; open one of: .*train, .*validation"):
+        package.open(tmp_path / "both")
+
+
+def test_validation_rows_of_other_training_rows_are_refused(texts, tokenizer_file, tmp_path):
+    write(tmp_path / "a.jsonl", texts)
+    out = tmp_path / "out"
+    held = (*base(tokenizer_file, tmp_path / "a.jsonl"), "--validation", "30%", "-o", out)
+    exact_prep(*held)
+    shutil.rmtree(out / "train")
+    exact_prep(*base(tokenizer_file, tmp_path / "a.jsonl"), "-o", out / "train")
+    for command in ("weigh", "verify"):
+        done = exact_prep(command, out, check=1)
+        assert "was held out of other training rows than those in" in done.stderr + done.stdout
+    with pytest.raises(DatasetError, match=r"pack both again with `exact-prep pack --validation`"):
+        package.open(out)
+    # The remedy.
+    exact_prep(*held, "--overwrite")
+    exact_prep("weigh", out)
+    assert verify(out) == []

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exact_prep.dataset import (
+    SPLITS,
     WEIGHTS,
     Dataset,
     documents_name,
+    explain_other_train,
     find_datasets,
+    load_manifest,
     load_weights_file,
     open_dataset,
 )
@@ -73,9 +76,22 @@ def verify(
                 f"{home} was weighed while it was verified{f' by {holder}' if holder else ''}; verify it again"
             )
         findings += found
+    findings += check_splits(homes)
     findings += check_mixtures(homes)
     emit(Finished())
     return findings
+
+
+def check_splits(homes: Sequence[Path]) -> Iterator[str]:
+    """Findings about validation rows beside training rows: one run of `pack` made both."""
+    for home in homes:
+        train = home.with_name(SPLITS[0])
+        if home.name != SPLITS[1] or train not in homes:
+            continue
+        with suppress(ExactPrepError):  # what cannot be read was said already
+            held, other = load_manifest(home), load_manifest(train)
+            if held.split and held.train_hash != other.tree_hash:
+                yield explain_other_train(home, train)
 
 
 def check_mixtures(homes: Sequence[Path]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from exact_prep.dataset import (
     Dataset,
     check_outside_datasets,
     find_datasets,
+    is_split_in_two,
     make_state,
     open_dataset,
     table_name,
@@ -152,7 +153,11 @@ def find_mixtures(directories: Sequence[Path]) -> list[list[Path]]:
 def leave_out_followers(homes: Sequence[Path]) -> list[Path]:
     """Datasets without the validation rows that come with their training rows."""
     kept = set(homes)
-    return [home for home in homes if home.name != SPLITS[1] or home.parent / SPLITS[0] not in kept]
+    return [
+        home
+        for home in homes
+        if home.name != SPLITS[1] or home.parent / SPLITS[0] not in kept or not is_split_in_two(home.parent)
+    ]
 
 
 def find_followers(directories: Sequence[Path]) -> dict[Path, Path]:
