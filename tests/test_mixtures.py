@@ -123,6 +123,15 @@ def test_keep_mixture_keeps_each_dataset_s_share(homes):
     said = float(ran.stdout.splitlines()[-1].split()[-1])
     assert said == pytest.approx(mean(16, 64) / mean(0, 16) - 1, rel=5e-3)
     assert 0 < said < 2
+    weighed = [
+        rate / number * sum_targets(home, weighted=True) for rate, home, number in zip(rates, homes, rows, strict=True)
+    ]
+    tail = [
+        rate / number * sum_targets(home, low=16, weighted=True)
+        for rate, home, number in zip(rates, homes, rows, strict=True)
+    ]
+    after = float(ran.stdout.splitlines()[0].split()[-2].rstrip("%")) / 100
+    assert after == pytest.approx(sum(tail) / sum(weighed), abs=5e-4)
     assert verify(homes) == []
     mixture = package.open(homes)
     for part, home in zip(mixture.parts, homes, strict=True):

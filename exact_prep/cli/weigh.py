@@ -160,12 +160,16 @@ def parse_rates(text: str) -> list[float]:
 def describe_weights(file: WeightsFile, places: Sequence[Path]) -> Iterator[str]:
     """What was written, a line each: the table, its rounding, and what it makes of a mixture."""
     from exact_prep.weighing.files import load_table, share_datasets
+    from exact_prep.weighing.mixture import tail_share_after
 
     name, table = " + ".join(map(str, places)), load_table(file)
+    shares, extra = share_datasets(file)
+    # Divisors that keep a mixture come after the table, and take from the tail.
+    after = tail_share_after(table.tail_share, extra) if table.options.keep_mixture else table.weighted_tail_share
     window = f"a window of {table.options.window:,}, " if table.options.window else ""
     yield (
         f"{name}: rows of {file.seq_len:,} tokens, {window}effective context of {table.tail_start:,} or more: "
-        f"{table.tail_share:.2%} of supervision before, {table.weighted_tail_share:.2%} after"
+        f"{table.tail_share:.2%} of supervision before, {after:.2%} after"
     )
     if file.rounding and table.extra:
         stored, error = file.rounding.extra_float16, file.rounding.extra_relative_error
@@ -174,7 +178,6 @@ def describe_weights(file: WeightsFile, places: Sequence[Path]) -> Iterator[str]
         )
     if len(file.datasets) == 1:
         return
-    shares, extra = share_datasets(file)
     names = [str(place) for place in places] if len(places) == len(shares) else [one.id for one in file.datasets]
     for place, dataset, share in zip(names, file.datasets, shares, strict=True):
         yield (

@@ -47,7 +47,7 @@ class TableRecord(Record):
     tail_share: float
     """The tail's share of supervised targets."""
     weighted_tail_share: float
-    """The tail's share of supervision."""
+    """The tail's share of supervision by this table, before the divisors that keep a mixture."""
 
     @model_validator(mode="after")
     def fits(self) -> TableRecord:

@@ -105,6 +105,14 @@ class PartShare:
     """Its share of supervision under the weights."""
 
 
+def tail_share_after(before: float, extra: float) -> float:
+    """The tail's share of supervision, from its share of targets and the extra that `share_supervision` gives.
+
+    p (1 + e) / (p (1 + e) + 1 - p): the mean weight of the tail's targets is 1 + e times that of the others.
+    """
+    return before * (1 + extra) / (1 + before * extra)
+
+
 def share_supervision(
     parts: Sequence[Part], table: WeightTable, divisors: Sequence[float]
 ) -> tuple[list[PartShare], float]:
