@@ -12,6 +12,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from runs import exact_prep, pack_here, read_documents, read_files, read_json, read_table, write_jsonl
 from tokenizers import Tokenizer
 
@@ -119,11 +120,16 @@ def read_texts(folder) -> list[str]:
     return texts
 
 
-def count_texts(folder, tokenizer_file) -> Counter:
-    """The texts of a folder as tuples of ids, EOS included."""
+def is_held(text: str, share: float) -> bool:
+    """Whether `--validation` holds a document out."""
+    return xxhash.xxh3_64_intdigest(text.encode()[:4096], 0) < int(share * 2**64)
+
+
+def count_texts(folder, tokenizer_file, wanted=lambda text: True) -> Counter:
+    """The texts of a folder that are `wanted` as tuples of ids, EOS included."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     eos = tokenizer.token_to_id("<|endoftext|>")
-    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in read_texts(folder)]
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in read_texts(folder) if wanted(text)]
     return Counter((*own, eos) for own in ids if own)
 
 
@@ -450,8 +456,10 @@ def test_limits_redo_everything_from_the_first_change_on(folder, tokenizer_file,
 # ---- the law, on random changes
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_whatever_happens_to_the_inputs_every_document_is_there_once(seed, tokenizer_file, tmp_path):
+@pytest.mark.parametrize(
+    ("seed", "validation"), [*((seed, None) for seed in range(12)), *((seed, 0.4) for seed in range(6))]
+)
+def test_whatever_happens_to_the_inputs_every_document_is_there_once(seed, validation, tokenizer_file, tmp_path):
     """Several rounds of random changes and stops; then the documents are those of the files as they are."""
     chooser = random.Random(seed)
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -481,7 +489,7 @@ def test_whatever_happens_to_the_inputs_every_document_is_there_once(seed, token
             lines[place : place + 1] = [] if kind == "shrink" and len(lines) > 1 else ['{"text": "edited"}']
             path.write_text("".join(f"{line}\n" for line in lines))
 
-    options = {"source": {"task_bytes": 900}}
+    options = {"source": {"task_bytes": 900}, "validation": validation}
     for _ in range(4):
         change()
     complete = False
@@ -498,9 +506,15 @@ def test_whatever_happens_to_the_inputs_every_document_is_there_once(seed, token
             break
     if not complete:
         pack_here([folder], out, tokenizer_file, **options)
-    assert count_documents(out) == count_texts(folder, tokenizer_file)
+    expected = count_texts(folder, tokenizer_file)
+    if validation is None:
+        assert count_documents(out) == expected
+    else:
+        held = count_texts(folder, tokenizer_file, lambda text: is_held(text, validation))
+        assert count_documents(out / "validation") == held
+        assert count_documents(out / "train") == expected - held
     assert verify(out) == []
-    if not read_json(out / "manifest.json")["continued"]:
+    if not read_json((out if validation is None else out / "train") / "manifest.json")["continued"]:
         pack_here([folder], tmp_path / "fresh", tokenizer_file, **options)
         assert read_files(out) == read_files(tmp_path / "fresh")
 

@@ -159,7 +159,8 @@ def test_pack_over_another_dataset_cut_anywhere(cuts, corpus, tokenizer_file, tm
     assert cut_everywhere(cuts, out, prepare, call) > 40
 
 
-def test_going_on_with_other_inputs_cut_anywhere(cuts, tokenizer_file, tmp_path):
+@pytest.mark.parametrize("validation", [None, 0.4])
+def test_going_on_with_other_inputs_cut_anywhere(validation, cuts, tokenizer_file, tmp_path):
     """A finished file changed, one was added, one removed: cut at any step, the same call ends with the same bytes."""
     inputs = write_corpus(tmp_path / "in", files=4, documents=6)
     begun, out = tmp_path / "begun", tmp_path / "out"
@@ -170,7 +171,7 @@ def test_going_on_with_other_inputs_cut_anywhere(cuts, tokenizer_file, tmp_path)
 
     source = {"task_bytes": max(path.stat().st_size for path in inputs)}
     with pytest.raises(Interrupted):
-        pack_here([tmp_path / "in"], begun, tokenizer_file, source=source, emit=stop)
+        pack_here([tmp_path / "in"], begun, tokenizer_file, source=source, validation=validation, emit=stop)
     write_jsonl(inputs[0], make_texts(5))
     inputs[2].unlink()
     write_jsonl(tmp_path / "in" / "added.jsonl", make_texts(3, seed=1))
@@ -178,7 +179,7 @@ def test_going_on_with_other_inputs_cut_anywhere(cuts, tokenizer_file, tmp_path)
         cuts,
         out,
         lambda: shutil.copytree(begun, out),
-        lambda: pack_here([tmp_path / "in"], out, tokenizer_file, source=source),
+        lambda: pack_here([tmp_path / "in"], out, tokenizer_file, source=source, validation=validation),
     )
     assert steps > 20
 
@@ -186,6 +187,13 @@ def test_going_on_with_other_inputs_cut_anywhere(cuts, tokenizer_file, tmp_path)
 def test_weigh_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
     packed, out = tmp_path / "packed", tmp_path / "out"
     pack_here(corpus, packed, tokenizer_file, seq_lens=(32, 64))
+    steps = cut_everywhere(cuts, out, lambda: shutil.copytree(packed, out), lambda: weigh_here(out))
+    assert steps > 15
+
+
+def test_weigh_of_training_and_validation_rows_cut_anywhere(cuts, corpus, tokenizer_file, tmp_path):
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    pack_here(corpus, packed, tokenizer_file, validation=0.4)
     steps = cut_everywhere(cuts, out, lambda: shutil.copytree(packed, out), lambda: weigh_here(out))
     assert steps > 15
 
