@@ -136,7 +136,10 @@ def test_what_cannot_be_drawn_is_refused(homes, tmp_path):
     for arguments, said in (
         ((homes[0], "--figure", tmp_path / "figure.jpg"), r"written as jpg; name it .pdf, .svg or .png"),
         ((homes[0], "--figure", tmp_path / "figure"), "a file without suffix"),
-        ((*homes, "--figure", tmp_path / "figure.pdf"), "one dataset, and there are 2"),
+        (
+            (*homes, "--figure", tmp_path / "figure.pdf"),
+            f"one dataset, and here are 2; name one of them: {homes[0]}, {homes[1]}",
+        ),
     ):
         assert said in exact_prep("report", *arguments, check=2).stderr
     missing = exact_prep("report", homes[0], "--figure", tmp_path / "none" / "figure.pdf", check=None)

@@ -142,9 +142,11 @@ def test_ids_are_hashed_as_int32_and_masks_travel(tmp_path):
 
 
 def test_validation_takes_the_table_of_train(packed, tmp_path):
-    exact_prep("weigh", packed, "--alpha", 0.3)
+    said = exact_prep("weigh", packed, "--alpha", 0.3).stdout
     for length in ("64", "256"):
         train, held = (read_json(packed / length / name / "weights.json") for name in ("train", "validation"))
+        home = packed / length
+        assert f"{home / 'validation'}: the weights of {home / 'train'}\n" in said
         assert held["table"] == train["table"]
         assert held["applied_from"] == read_json(packed / length / "train" / "manifest.json")["tree_hash"]
         assert train["applied_from"] is None
@@ -176,7 +178,11 @@ def test_open_takes_train_unless_a_split_is_named(packed):
 
 def test_export_and_config_take_the_directory(packed, tokenizer_file, tmp_path):
     exact_prep("weigh", packed)
-    exact_prep("export", packed / "64", "--to", "numpy", "--out", tmp_path / "npy")
+    said = exact_prep("export", packed / "64", "--to", "numpy", "--out", tmp_path / "npy").stdout
+    assert f"training rows alone; export {packed / '64' / 'validation'} for the others" in said
+    exact_prep("export", packed / "64" / "validation", "--to", "numpy", "--out", tmp_path / "held")
+    held = read_json(packed / "64" / "validation" / "manifest.json")["rows"]
+    assert read_json(tmp_path / "held" / "export.json")["rows"] == held
     rows = read_json(packed / "64" / "train" / "manifest.json")["rows"]
     assert read_json(tmp_path / "npy" / "export.json")["rows"] == rows
     (tmp_path / "run.toml").write_text(exact_prep("config", packed).stdout)

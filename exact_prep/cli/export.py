@@ -49,6 +49,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Run `exact-prep export`; see HELP."""
+    from exact_prep.dataset import is_split_in_two
     from exact_prep.progress import Display
 
     with Display(verbose=verbose, quiet=quiet) as display:
@@ -68,6 +69,8 @@ def export(
     typer.echo(
         f"{out}: {made['rows']:,} rows of {made['seq_len']:,} tokens for {to}, weights aligned with the {made['align']}"
     )
+    if is_split_in_two(directory):
+        typer.echo(f"{out}: these are training rows alone; export {directory / 'validation'} for the others")
     if shares := made.get("tail_share_of_supervision"):
         typer.echo(
             f"{out}: the tail gets {shares['uniform']:.2%} of supervision when rows are sampled uniformly, "

@@ -95,7 +95,8 @@ def write_figure(facts: Sequence[Facts], path: Path, width: FigureWidth) -> None
     from exact_prep.stores.local import write_atomically
 
     if len(facts) > 1:
-        raise UsageError(f"--figure draws one dataset, and there are {len(facts)}; draw each into a file of its own")
+        names = ", ".join(one.directory for one in facts)
+        raise UsageError(f"--figure draws one dataset, and here are {len(facts)}; name one of them: {names}")
     drawn, said = draw_bytes(facts[0], path.suffix[1:].lower(), width), caption(facts[0])
     write_atomically(path, drawn)
     write_atomically(path.with_suffix(".txt"), said.encode())

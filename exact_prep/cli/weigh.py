@@ -141,12 +141,15 @@ def weigh(
             lock=not no_lock,
             emit=display,
         )
-    from exact_prep.pipeline.weigh import find_mixtures
+    from exact_prep.pipeline.weigh import find_followers, find_mixtures
 
     start = 0
     for mixture in find_mixtures(directories):
         typer.echo("\n".join(describe_weights(files[start], [out] if out else mixture)))
         start += len(mixture)
+    if out is None:
+        for validation in find_followers(directories).values():
+            typer.echo(f"{validation}: the weights of {validation.with_name('train')}")
 
 
 def parse_rates(text: str) -> list[float]:
