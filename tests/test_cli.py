@@ -164,6 +164,7 @@ def test_schemas_are_generated_from_the_records_and_hold_for_real_output(dataset
         "manifest": manifest,
         "weights": read_json(dataset / "weights.json"),
         "report": json.loads(exact_prep("report", dataset, "--json").stdout),
+        "simulation": json.loads(exact_prep("simulate", dataset, "--tail-share", "0.9", "--json").stdout),
     }
     assert {f"{name}.schema.json" for name in (*instances, "task-record", "results")} == committed.keys()
     for name, instance in instances.items():
@@ -442,7 +443,7 @@ def test_help_is_quick_and_imports_nothing_slow():
     assert own < max(0.3, 1.5 * empty), pairs
 
 
-COMMANDS = ("pack", "weigh", "report", "verify", "export", "config", "explain", "demo", "validate")
+COMMANDS = ("pack", "weigh", "report", "simulate", "verify", "export", "config", "explain", "demo", "validate")
 
 
 def show_help(*command: str, columns: int = 80) -> list[str]:

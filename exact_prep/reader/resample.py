@@ -22,6 +22,7 @@ from exact_prep.weighing.weights import resolve_options, weight_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from exact_prep.batches import Rows
     from exact_prep.reader.rows import PackedDataset
@@ -67,7 +68,13 @@ def draw_rows(dataset: PackedDataset, *, tail_share: float, seed: int, rows: int
     count = len(dataset) if rows is None else rows
     if seed < 0 or count < 1:
         raise UsageError(f"seed is {seed}, rows {count}; a seed is at least 0, rows at least 1")
-    counts = count_rows(dataset)
+    return choose_rows(count_rows(dataset, make_table(dataset)), dataset.path, tail_share, seed=seed, rows=count)
+
+
+def choose_rows(
+    counts: RowCounts, name: Path | str, tail_share: float, *, seed: int, rows: int
+) -> tuple[np.ndarray, Drawing]:
+    """The same from the counts of the rows; `name` says in errors whose they are."""
     means = counts.gains / np.maximum(counts.targets, 1)
 
     def share(alpha: float) -> float:
@@ -78,11 +85,11 @@ def draw_rows(dataset: PackedDataset, *, tail_share: float, seed: int, rows: int
     low, high = share(0), share(1e12)
     if not low <= tail_share < high:
         raise UsageError(
-            f"tail_share {tail_share:g}: drawing rows of {dataset.path} gives the tail {low:.4f} of supervised "
+            f"tail_share {tail_share:g}: drawing rows of {name} gives the tail {low:.4f} of supervised "
             f"targets, each row once, to {high:.4f}, at most"
         )
     alpha = find_alpha(lambda value: share(value) - tail_share)
-    places = draw_evenly(1 + alpha * means, count, seed)
+    places = draw_evenly(1 + alpha * means, rows, seed)
     kept = np.unique(places).size
     whole = counts.targets[places].sum()
     drawing = Drawing(
@@ -90,7 +97,7 @@ def draw_rows(dataset: PackedDataset, *, tail_share: float, seed: int, rows: int
         tail_share_before=low,
         alpha=alpha,
         distinct_rows=kept,
-        repeats=count / kept,
+        repeats=rows / kept,
     )
     return places, drawing
 
@@ -116,12 +123,13 @@ def draw_evenly(weights: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.repeat(np.arange(weights.size), times)[permutation(count, seed, 0)]
 
 
-def count_rows(dataset: PackedDataset) -> RowCounts:
-    """Targets of every row of a dataset; reads segments, no token."""
-    table = make_table(dataset)
+def count_rows(dataset: PackedDataset, table: WeightTable) -> RowCounts:
+    """Targets of every row of a dataset, and gains by a table of alpha 1; reads segments, no token."""
     found = [count_block(rows, table) for rows in read_segments(dataset)]
     order = np.asarray(dataset.rows)
-    targets, tail, gains = (np.concatenate([one[place] for one in found])[order] for place in range(3))
+    targets, tail, gains = (
+        np.concatenate([getattr(one, name) for one in found])[order] for name in ("targets", "tail", "gains")
+    )
     return RowCounts(targets=targets, tail=tail, gains=gains)
 
 
@@ -129,12 +137,16 @@ def make_table(dataset: PackedDataset) -> WeightTable:
     """The weights of alpha 1 under the dataset's own options, or the default ones if it was opened plain."""
     loaded = dataset.loaded_weights
     options = loaded.table.options if loaded else resolve_options(WeightOptions(), dataset.seq_len)
-    options = replace(options, alpha=1.0, max_weight=None, normalize="none", keep_mixture=False)
-    return weight_table(Exposure.from_record(dataset.manifest.exposure), options)
+    return weigh_for_drawing(Exposure.from_record(dataset.manifest.exposure), options)
 
 
-def count_block(rows: Rows, table: WeightTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Targets, targets in the tail and gains of some rows, float64[R] each."""
+def weigh_for_drawing(exposure: Exposure, options: WeightOptions) -> WeightTable:
+    """The weights of alpha 1, whose means rows are drawn by, under options with `tail_from` set."""
+    return weight_table(exposure, replace(options, alpha=1.0, max_weight=None, normalize="none", keep_mixture=False))
+
+
+def count_block(rows: Rows, table: WeightTable) -> RowCounts:
+    """Targets of some rows, and gains by a table of alpha 1."""
     row = np.repeat(np.arange(len(rows)), np.diff(rows.row_splits))
     starts, stops = np.zeros(rows.seq_lengths.size, np.int64), rows.seq_lengths.astype(np.int64)
     owner, signs = row, np.ones(row.size)
@@ -159,4 +171,4 @@ def count_block(rows: Rows, table: WeightTable) -> tuple[np.ndarray, np.ndarray,
         here = count(edges[b], np.inf if b == last else edges[b + 1])
         tail += here
         gains += here * (table.weights[b] - 1)
-    return count(0, np.inf), tail, gains
+    return RowCounts(targets=count(0, np.inf), tail=tail, gains=gains)

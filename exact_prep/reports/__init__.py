@@ -1,7 +1,7 @@
 """Where supervision goes: one record of facts (`facts`), and its renderings.
 
 `terminal`, `tables` (Markdown, CSV, LaTeX), `figure` (for a paper), and the record's own JSON;
-`glossary` says what the words mean.
+`glossary` says what the words mean. `simulate` says what other settings would do; `repack` estimates other rows.
 """
 
 from __future__ import annotations

@@ -13,12 +13,14 @@ from exact_prep.records.manifest import Manifest
 from exact_prep.records.weights import WeightsFile
 from exact_prep.records.work import TaskRecord
 from exact_prep.reports.facts import Facts
+from exact_prep.reports.simulate import Simulation
 
 RECORDS: dict[str, Any] = {
     "manifest": Manifest,
     "task-record": TaskRecord,
     "weights": WeightsFile,
     "report": list[Facts],
+    "simulation": Simulation,
 }
 
 
