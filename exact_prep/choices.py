@@ -12,6 +12,7 @@ InputFormat = Literal["auto", "text", "jsonl", "json", "csv", "parquet", "arrow"
 """What the user may call an input: the same without `hub`, which is named with `hf://`."""
 ReportFormat = Literal["terminal", "md", "csv", "latex", "json"]
 FigureWidth = Literal["column", "text"]
+FigureTheme = Literal["light", "dark"]
 Normalize = Literal["none", "mean"]
 Split = Literal["train", "validation"]
 LossWeights = Literal["column", "table"]

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 from matplotlib import rc_context
@@ -17,6 +18,7 @@ from runs import exact_prep, make_texts, pack_here, weigh_here, write_jsonl
 from exact_prep.reports import load_facts
 from exact_prep.reports.figure import AFTER, BEFORE, STYLE, draw, short_context
 
+ROOT = Path(__file__).parents[1]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -154,3 +156,50 @@ def test_without_matplotlib_the_extra_is_named(homes, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "pip install 'exact-prep[plot]'" in done.stderr
+
+
+def read_bars(svg: bytes, buckets: int) -> list[float]:
+    """Heights of the bars, each over the highest one: first those before weighing, then those after."""
+    heights = []
+    for fill in (rb"#56b4e9", rb"url\(\S+\)"):
+        bar = rb'<path d="M \S+ (\S+) \nL \S+ \S+ \nL \S+ (\S+)[^>]*style="fill: ' + fill + rb"; stroke"
+        # The last one is the legend's.
+        heights += [float(low) - float(high) for low, high in re.findall(bar, svg)[:buckets]]
+    return [height / max(heights) for height in heights]
+
+
+def test_the_picture_of_the_readme_is_that_of_the_demo(tmp_path, monkeypatch):
+    """The commands that README names make its picture, light and dark, and its text says the same."""
+    readme = (ROOT / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    Path("examples").mkdir()
+    exact_prep("demo")
+    commands = re.findall(r"exact-prep (report exact-demo --figure .*)", readme)
+    assert len(commands) == 2
+    for command in commands:
+        exact_prep(*command.split())
+    facts = load_facts(Path("exact-demo"))
+    shares = [bucket.share for bucket in facts.buckets] + [bucket.weighted_share for bucket in facts.buckets]
+    for theme in ("light", "dark"):
+        made, committed = ((base / f"examples/supervision-{theme}.svg").read_bytes() for base in (tmp_path, ROOT))
+        for svg in (made, committed):
+            expected = [share / max(shares) for share in shares]
+            assert read_bars(svg, len(facts.buckets)) == pytest.approx(expected, abs=1e-4)
+        texts = [re.findall(rb">([^<>\n]+)</text>", svg) for svg in (made, committed)]
+        assert texts[0] == texts[1]
+        assert len(texts[0]) > 20
+    for share in (facts.weights.tail_share, facts.weights.weighted_tail_share):
+        assert f"{100 * share:.1f} %" in readme
+
+
+def test_a_dark_figure_is_light_ink_on_what_lies_below(homes, tmp_path):
+    exact_prep("report", homes[0], "--figure", tmp_path / "dark.svg", "--theme", "dark")
+    root = ElementTree.parse(tmp_path / "dark.svg").getroot()
+    assert {re.search(r"fill: (\S+?)(;|$)", text.attrib["style"]).group(1) for text in root.iter(f"{SVG}text")} == {
+        "#e6e6e6"
+    }
+    paper = root.find(f".//{SVG}g[@id='patch_1']/{SVG}path")
+    assert "fill: none" in paper.attrib["style"]
+    exact_prep("report", homes[0], "--figure", tmp_path / "light.svg")
+    light = ElementTree.parse(tmp_path / "light.svg").getroot()
+    assert "fill: #ffffff" in light.find(f".//{SVG}g[@id='patch_1']/{SVG}path").attrib["style"]

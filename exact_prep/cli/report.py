@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exact_prep.choices import FigureWidth, ReportFormat
+from exact_prep.choices import FigureTheme, FigureWidth, ReportFormat
 from exact_prep.cli.arguments import Config, Datasets, FromElsewhere, WeightsTable
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def report(
     width: Annotated[
         FigureWidth, typer.Option(help="Of the figure: one column (3.3 in) or the whole text (6.9 in), at 8 pt.")
     ] = "column",
+    theme: Annotated[
+        FigureTheme, typer.Option(help="Of the figure: black on white, or light on whatever lies below.")
+    ] = "light",
     weights: WeightsTable = None,
     weights_from_elsewhere: FromElsewhere = False,
     config: Config = None,
@@ -66,7 +69,7 @@ def report(
     facts = [load_facts(home, weights, weights_from_elsewhere=weights_from_elsewhere) for home in homes]
     reference = check_reference(compare_to, facts)
     if figure is not None:
-        write_figure(facts, figure, width)
+        write_figure(facts, figure, width, theme)
         return
     if as_json or kind == "json":
         typer.echo(canonical_json([fact.model_dump(mode="json") for fact in facts]).decode(), nl=False)
@@ -88,7 +91,7 @@ def report(
         console.print(compare(facts, reference, width=console.width))
 
 
-def write_figure(facts: Sequence[Facts], path: Path, width: FigureWidth) -> None:
+def write_figure(facts: Sequence[Facts], path: Path, width: FigureWidth, theme: FigureTheme) -> None:
     """Write a figure and its caption; raises UsageError for several datasets, or a suffix that no format has."""
     from exact_prep.errors import UsageError
     from exact_prep.reports.figure import caption, draw_bytes
@@ -97,7 +100,7 @@ def write_figure(facts: Sequence[Facts], path: Path, width: FigureWidth) -> None
     if len(facts) > 1:
         names = ", ".join(one.directory for one in facts)
         raise UsageError(f"--figure draws one dataset, and here are {len(facts)}; name one of them: {names}")
-    drawn, said = draw_bytes(facts[0], path.suffix[1:].lower(), width), caption(facts[0])
+    drawn, said = draw_bytes(facts[0], path.suffix[1:].lower(), width, theme), caption(facts[0])
     write_atomically(path, drawn)
     write_atomically(path.with_suffix(".txt"), said.encode())
     typer.echo(f"{path}, and its caption in {path.with_suffix('.txt')}:\n{said}", nl=False)

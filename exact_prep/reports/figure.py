@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from exact_prep.choices import FigureWidth
+    from exact_prep.choices import FigureTheme, FigureWidth
     from exact_prep.reports.facts import Facts
 
 WIDTHS: dict[FigureWidth, float] = {"column": 3.3, "text": 6.9}
 """Inches, by `--width`."""
 HEIGHT = 2.3
 FORMATS = ("pdf", "svg", "png")
-BEFORE, AFTER, WEIGHT, TAIL = "#56B4E9", "#D55E00", "#000000", "#EEEEEE"
+BEFORE, AFTER = "#56B4E9", "#D55E00"
+INKS: dict[FigureTheme, tuple[str, str]] = {"light": ("#000000", "#EEEEEE"), "dark": ("#E6E6E6", "#333A44")}
+"""Ink (text, lines, weights) and shade of the tail. Paper is white when light, whatever lies below when dark."""
 BAR = 0.4
 """Width of a bar; a bucket has one or two."""
 STYLE: Any = {
@@ -42,7 +44,7 @@ STYLE: Any = {
 UNDATED: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
-def draw_bytes(facts: Facts, kind: str, width: FigureWidth) -> bytes:
+def draw_bytes(facts: Facts, kind: str, width: FigureWidth, theme: FigureTheme = "light") -> bytes:
     """The figure as a file of `kind`: pdf, svg or png. Raises UsageError for another kind, or without matplotlib."""
     if kind not in FORMATS:
         raise UsageError(f"a figure cannot be written as {kind or 'a file without suffix'}; name it .pdf, .svg or .png")
@@ -50,27 +52,31 @@ def draw_bytes(facts: Facts, kind: str, width: FigureWidth) -> bytes:
         import matplotlib
     except ImportError:
         raise UsageError("--figure needs matplotlib: pip install 'exact-prep[plot]'") from None
-    with matplotlib.rc_context(STYLE):
+    ink, _ = INKS[theme]
+    inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    with matplotlib.rc_context(STYLE | inked):
         out = BytesIO()
-        draw(facts, width).savefig(out, format=kind, dpi=300, metadata=UNDATED[kind])
+        drawn = draw(facts, width, theme)
+        drawn.savefig(out, format=kind, dpi=300, metadata=UNDATED[kind], transparent=theme == "dark")
     return out.getvalue()
 
 
-def draw(facts: Facts, width: FigureWidth) -> Figure:
+def draw(facts: Facts, width: FigureWidth, theme: FigureTheme = "light") -> Figure:
     """The figure: a bar per bucket before weighting and one after it; the weight as a line, on an axis of its own."""
     from matplotlib.figure import Figure
 
+    ink, shade = INKS[theme]
     figure = Figure(figsize=(WIDTHS[width], HEIGHT), layout="constrained")
     axes = figure.add_subplot()
     weighed = facts.weights is not None
     tail = [number for number, bucket in enumerate(facts.buckets) if bucket.in_tail]
     if tail:
-        axes.axvspan(tail[0] - 0.5, len(facts.buckets) - 0.5, color=TAIL, linewidth=0, zorder=0, label="tail")
+        axes.axvspan(tail[0] - 0.5, len(facts.buckets) - 0.5, color=shade, linewidth=0, zorder=0, label="tail")
     left = -BAR / 2 if weighed else 0.0
     draw_bars(axes, [bucket.share for bucket in facts.buckets], left, BEFORE, "", "before" if weighed else "share")
     if weighed:
         draw_bars(axes, [bucket.weighted_share or 0.0 for bucket in facts.buckets], BAR / 2, AFTER, "////", "after")
-        draw_weights(axes, [bucket.weight or 0.0 for bucket in facts.buckets])
+        draw_weights(axes, [bucket.weight or 0.0 for bucket in facts.buckets], ink)
     axes.set_xlim(-0.5, len(facts.buckets) - 0.5)
     axes.set_xlabel("effective context of the target (tokens)")
     axes.set_ylabel("share of supervision (%)")
@@ -101,11 +107,11 @@ def draw_bars(axes: Axes, shares: list[float], shift: float, colour: str, hatch:
     )
 
 
-def draw_weights(axes: Axes, weights: list[float]) -> None:
+def draw_weights(axes: Axes, weights: list[float], ink: str) -> None:
     """The weight of each bucket: a step from edge to edge, on an axis at the right."""
     beside = axes.twinx()
     edges = [number - 0.5 for number in range(len(weights) + 1)]
-    beside.step(edges, [*weights, weights[-1]], where="post", color=WEIGHT, linestyle="--", label="weight", zorder=3)
+    beside.step(edges, [*weights, weights[-1]], where="post", color=ink, linestyle="--", label="weight", zorder=3)
     beside.set_ylim(0, 1.3 * max(weights))
     beside.set_ylabel("weight of a target")
     beside.spines["top"].set_visible(False)
