@@ -4,7 +4,7 @@ Pack and weigh first, once per row length:
     exact-prep pack corpus/ --tokenizer tokenizer.json --seq-len 32k --seq-len 128k -o long
     exact-prep weigh long/32768 && exact-prep weigh long/131072
     python tests/benchmarks/trainer_long_rows.py long/32768 long/131072 --attention flash_attention_2
-A random model of 0.5B parameters (Qwen2 shape), one row per step. Each kind runs in a process of its own, in turns; the
+`--attention varlen` takes torch's own kernel, where the flash-attn package is not installed. A random model of 0.5B parameters (Qwen2 shape), one row per step. Each kind runs in a process of its own, in turns; the
 medians of steps after the third count. On a CPU use --attention sdpa --layers 2 --width 64 and short rows.
 """
 
@@ -19,6 +19,29 @@ import tempfile
 import time
 
 KINDS = ("plain", "weighted")
+
+
+def register_varlen() -> None:
+    """Give transformers torch's own variable-length attention, under the name `varlen`."""
+    from inspect import signature
+
+    from torch.nn.attention.varlen import varlen_attn
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    # torch 2.10 says that it is causal in another way than the releases after it.
+    causal = {"window_size": (-1, 0)} if "window_size" in signature(varlen_attn).parameters else {"is_causal": True}
+
+    def attend(module, query, key, value, attention_mask, *, cu_seq_lens_q, max_length_q, scaling=None, **kwargs):
+        # The heads of keys and values are repeated: not every torch that has the kernel groups them.
+        groups = query.shape[1] // key.shape[1]
+        key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+        query, key, value = (one.squeeze(0).transpose(0, 1).contiguous() for one in (query, key, value))
+        splits, longest = cu_seq_lens_q, int(max_length_q)
+        out = varlen_attn(query, key, value, splits, splits, longest, longest, scale=scaling, **causal)
+        return out.unsqueeze(0), None
+
+    AttentionInterface.register("varlen", attend)
+    AttentionMaskInterface.register("varlen", lambda *args, **kwargs: None)
 
 
 def measure(directory: str, kind: str, steps: int, attention: str, layers: int, width: int) -> dict[str, float]:
@@ -41,10 +64,12 @@ def measure(directory: str, kind: str, steps: int, attention: str, layers: int, 
             self.times.append(time.perf_counter())
 
     def without_weights(rows):
-        batch = Collator(flatten="flash" in attention)(rows)
+        batch = Collator(flatten="flash" in attention or "varlen" in attention)(rows)
         del batch["loss_weights"]
         return batch
 
+    if attention == "varlen":
+        register_varlen()
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
     dataset = exact_prep.open(directory, plain=kind == "plain")
