@@ -4,8 +4,9 @@ Pack and weigh first, once per row length:
     exact-prep pack corpus/ --tokenizer tokenizer.json --seq-len 32k --seq-len 128k -o long
     exact-prep weigh long/32768 && exact-prep weigh long/131072
     python tests/benchmarks/trainer_long_rows.py long/32768 long/131072 --attention flash_attention_2
-`--attention varlen` takes torch's own kernel, where the flash-attn package is not installed. A random model of 0.5B parameters (Qwen2 shape), one row per step. Each kind runs in a process of its own, in turns; the
-medians of steps after the third count. On a CPU use --attention sdpa --layers 2 --width 64 and short rows.
+`--attention varlen` takes torch's own kernel, where the flash-attn package is not installed. A random model of 0.5B
+parameters (Qwen2 shape), one row per step. Each kind runs in a process of its own, in turns; the medians of steps after
+the third count. On a CPU use --attention sdpa --layers 2 --width 64 and short rows.
 """
 
 from __future__ import annotations

@@ -72,21 +72,22 @@ def _compute(
     with torch.autocast(hidden.device.type, enabled=False):
         for here in kept.split(chunk):
             own, targets, factors = hidden[here], labels[here, None], weights[here, None]
-            logits = functional.linear(own, head, None if bias is None else bias.to(head.dtype)).float()
-            norms = logits.logsumexp(-1, keepdim=True)
-            losses[here] = (norms - logits.gather(1, targets)).squeeze(1)
+            logits = functional.linear(own, head, None if bias is None else bias.to(head.dtype))
+            # Few passes over [chunk, V]: they take longer than the products.
+            logs = functional.log_softmax(logits, -1, dtype=torch.float32)
+            log_targets = logs.gather(1, targets)
+            losses[here] = -log_targets.squeeze(1)
             if not (wants_hidden or wants_head or wants_bias):
                 continue
-            # d loss / d logits = weight * (softmax - one-hot of the target), computed in place of the logits.
-            grads = logits.sub_(norms).exp_().mul_(factors)
-            grads.scatter_add_(1, targets, -factors)
+            # d cross-entropy / d logits = softmax - one-hot of the target; near p = 1, p - 1 must not be rounded first.
+            grads = torch.exp(logs, out=torch.empty_like(logits))
+            grads.scatter_(1, targets, torch.expm1(log_targets).to(grads.dtype))
             if wants_bias:
-                grad_bias += grads.sum(0)
-            grads = grads.to(head.dtype)
+                grad_bias += (grads.float() * factors).sum(0)
             if wants_hidden:
-                grad_hidden[here] = grads @ head
+                grad_hidden[here] = ((grads @ head) * factors).to(hidden.dtype)
             if wants_head:
-                grad_head += grads.T @ own
+                grad_head += grads.T @ (own * factors).to(own.dtype)
     return (losses * weights).sum(), losses, grad_hidden, grad_head, grad_bias
 
 
