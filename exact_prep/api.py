@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from exact_prep.choices import (
         Backend,
+        Documents,
         InputFormat,
         LossWeights,
         Normalize,
@@ -62,6 +63,7 @@ def pack(
     tokenizer: Location | None = None,
     text_field: str | Sequence[str] = "text",
     ids_field: str | None = None,
+    documents: Documents | None = None,
     mask_field: str | None = None,
     labels_field: str | None = None,
     join: str = "\n",
@@ -130,6 +132,7 @@ def pack(
                 source=SourceOptions(
                     text_field=(text_field,) if isinstance(text_field, str) else tuple(text_field),
                     ids_field=ids_field,
+                    documents=documents,
                     mask_field=mask_field,
                     labels_field=labels_field,
                     join=join,

@@ -4,6 +4,7 @@ from typing import Literal
 
 Packing = Literal["concat", "best-fit"]
 OnError = Literal["stop", "reject"]
+Documents = Literal["rows"]
 SpecialTokens = Literal["text", "special", "error"]
 Backend = Literal["auto", "fastokens", "tokenizers"]
 FileFormat = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "warc", "tar", "hub"]

@@ -162,7 +162,7 @@ def test_a_corpus_of_ids(name, tmp_path):
     else:
         pq.write_table(pa.table({"ids": ids}), path, row_group_size=100)
     options = PackOptions(
-        source=SourceOptions(ids_field="ids"),
+        source=SourceOptions(ids_field="ids", documents="rows"),
         tokenizer=TokenizerOptions(eos_token="id:0", eos=True),
         packing=PackingOptions(seq_lens=(128,)),
     )

@@ -29,6 +29,7 @@ Examples:
 PACK = {
     "text-field": "source.text_field",
     "ids-field": "source.ids_field",
+    "documents": "source.documents",
     "mask-field": "source.mask_field",
     "labels-field": "source.labels_field",
     "join": "source.join",

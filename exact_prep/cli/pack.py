@@ -13,6 +13,7 @@ from exact_prep.choices import (
     MAX_COUNT,
     MAX_ROW_MULTIPLE,
     Backend,
+    Documents,
     InputFormat,
     LossWeights,
     OnError,
@@ -94,6 +95,13 @@ def pack(
         str | None,
         typer.Option(
             help="List column of token ids, read instead of text: nothing is tokenized.", rich_help_panel=SOURCE
+        ),
+    ] = None,
+    documents: Annotated[
+        Documents | None,
+        typer.Option(
+            help="`rows`: each row of --ids-field is one document, also where it holds EOS inside.",
+            rich_help_panel=SOURCE,
         ),
     ] = None,
     mask_field: Annotated[
@@ -326,6 +334,8 @@ def pack(
         raise UsageError(f"--rows-multiple-of {rows_multiple_of}: at most {MAX_ROW_MULTIPLE:,}")
     if (mask_field or labels_field) and ids_field is None:
         raise UsageError("--mask-field and --labels-field are for --ids-field: they hold a value per token")
+    if documents and ids_field is None:
+        raise UsageError("--documents is for --ids-field: it says what a row of ids is")
     if mask_field and labels_field:
         raise UsageError("--mask-field and --labels-field exclude each other; leave one out")
     if pack_window is not None and packing == "concat" and shuffle is None:
@@ -334,6 +344,7 @@ def pack(
         source=SourceOptions(
             text_field=tuple(text_field or ("text",)),
             ids_field=ids_field,
+            documents=documents,
             mask_field=mask_field,
             labels_field=labels_field,
             join=unescape(join),
@@ -398,8 +409,8 @@ def pack(
         )
     for manifest in manifests:
         where = find_home(out, options.packing.seq_lens, manifest.seq_len, manifest.split)
-        documents = manifest.documents
+        counts = manifest.documents
         typer.echo(
-            f"{where}: {manifest.rows:,} rows of {manifest.seq_len:,} tokens from {documents.packed:,} documents "
-            f"({documents.empty:,} empty, {documents.rejected:,} rejected), tree hash {manifest.tree_hash}"
+            f"{where}: {manifest.rows:,} rows of {manifest.seq_len:,} tokens from {counts.packed:,} documents "
+            f"({counts.empty:,} empty, {counts.rejected:,} rejected), tree hash {manifest.tree_hash}"
         )

@@ -66,6 +66,8 @@ class TokenizerRecord(Record):
     """Fills the end of a row. Padding is told by `seq_lengths`, never by this id: EOS may be the same."""
     special_tokens: tuple[SpecialTokenRecord, ...]
     """EOS, BOS and padding: text, id and where each came from."""
+    document_ends: tuple[Count, ...] = ()
+    """Ids that end a document, as far as they are known, whether they are appended or not."""
     special_tokens_in_text: SpecialTokens
     backend: str
     """Library that encoded."""

@@ -15,6 +15,7 @@ from exact_prep.choices import (
     MAX_ROW_MULTIPLE,
     MAX_WEIGHT,
     Backend,
+    Documents,
     InputFormat,
     LossWeights,
     Normalize,
@@ -51,6 +52,9 @@ class SourceOptions(Record):
     object a, unless a field has that very name."""
     ids_field: str | None = None
     """List column that holds a document's token ids; the text is then not read and nothing is tokenized."""
+    documents: Documents | None = None
+    """How documents are told apart in `ids_field`. `rows`: each row is one, whatever it holds. None: the same, but a
+    row with the EOS token inside is an unusable document, because it may hold several."""
     mask_field: Annotated[str, Field(min_length=1)] | None = None
     """List column beside `ids_field`: per token, 1 or true if it carries loss."""
     labels_field: Annotated[str, Field(min_length=1)] | None = None
@@ -94,6 +98,13 @@ class SourceOptions(Record):
             raise ValueError("--mask-field and --labels-field are for --ids-field: they hold a value per token")
         if self.mask_field is not None and self.labels_field is not None:
             raise ValueError("--mask-field and --labels-field exclude each other; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _documents(self) -> SourceOptions:
+        """Text is told apart by files, lines and rows already."""
+        if self.documents is not None and self.ids_field is None:
+            raise ValueError("--documents is for --ids-field: it says what a row of ids is")
         return self
 
     @field_validator("text_field", mode="before")

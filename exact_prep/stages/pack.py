@@ -128,6 +128,7 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
         reject=source.on_error == "reject",
         name=places.name,
         masked=source.masked,
+        eos_inside=source.documents == "rows",
     )
     with ExitStack() as stack:
         rejected = stack.enter_context(RejectedList(work.scratch(rejected_name(task.index, task.key))))

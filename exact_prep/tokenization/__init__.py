@@ -51,18 +51,20 @@ class Tokenizer:
         reject: bool = False,
         name: Callable[[int], str] = "record {}".format,
         masked: bool = False,
+        eos_inside: bool = True,
     ) -> None:
         """Use the backend and special ids of `record`, which `choose` returned.
 
         With `reject`, unusable documents are skipped and reported instead of raising. `name` turns a record number into
-        the document's name in messages. `masked` says whether ids come with a mask.
+        the document's name in messages. `masked` says whether ids come with a mask,
+        `eos_inside` whether they may hold EOS before the end of a document.
 
         Backends are loaded once per process. Raises TokenizerError if the file at `path` or an installed library is
         not the one that `choose` used.
         """
         self._texts: TextEncoder | None = None
         if record.backend == "none":
-            self._encode = IdChecker(record, reject=reject, name=name, masked=masked).encode
+            self._encode = IdChecker(record, reject=reject, name=name, masked=masked, eos_inside=eos_inside).encode
         elif path is None:
             raise TokenizerError("text needs a tokenizer; name one with --tokenizer")
         else:

@@ -124,6 +124,7 @@ def make_record(
         bos_id=special.bos.id,
         pad_id=special.pad_id,
         special_tokens=special.records,
+        document_ends=special.document_ends,
         special_tokens_in_text=options.special_tokens_in_text,
         backend=backend or "none",
         backend_version=version(backend) if backend else "",

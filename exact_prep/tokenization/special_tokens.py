@@ -75,6 +75,8 @@ class ResolvedTokens:
     bos: SpecialTokenRecord
     pad: SpecialTokenRecord
     pad_id: int
+    document_ends: tuple[int, ...]
+    """Ids that end a document, as far as they are known, whether they are appended or not; ascending."""
     warnings: tuple[str, ...]
 
     @property
@@ -137,6 +139,7 @@ def resolve(options: TokenizerOptions, table: TokenTable | None, *, ids: bool) -
         bos=SpecialTokenRecord(role="bos", text=bos.text, id=bos.id, source=bos.source),
         pad=SpecialTokenRecord(role="pad", text=pad.text, id=pad.id, source=pad.source),
         pad_id=pad.id,
+        document_ends=list_document_ends(sources),
         warnings=(*warn_of_turn_end(eos, sources), *list_ignored_switches(sources), *list_ignored_tokens(sources)),
     )
 
@@ -162,6 +165,28 @@ def find_eos(sources: Sources) -> Found | None:
     return found
 
 
+def list_document_ends(sources: Sources) -> tuple[int, ...]:
+    """Ids after which another document may begin, in a corpus of ids.
+
+    EOS, unless a file names it and it ends a turn, and what vocabularies call the end of a document.
+    """
+    if not sources.ids:
+        return ()
+    ends = {sources.asked["eos"].id} if "eos" in sources.asked else set[int]()
+    if sources.table:
+        named = {name_token("eos", content) for content in sources.companions.values()}.difference(TURN_ENDS)
+        found = [sources.table.find(text) for text in (*find_document_ends(sources.table), *named) if text is not None]
+        ends |= {number for number in found if number is not None}
+    return tuple(sorted(ends))
+
+
+def name_token(role: Role, companion: dict[str, Any]) -> str | None:
+    """The text of the token that a file beside tokenizer.json names for `role`, if it does."""
+    value = companion.get(f"{role}_token")
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
 def find_document_ends(table: TokenTable) -> list[str]:
     """The special tokens whose names mean end of document, the most common name first."""
     special = set(table.special)
@@ -171,9 +196,8 @@ def find_document_ends(table: TokenTable) -> list[str]:
 def find_named(role: Role, sources: Sources) -> Found | None:
     """The token that a file beside tokenizer.json names for `role`; the first file that names one wins."""
     for companion, content in sources.companions.items():
-        value = content.get(f"{role}_token")
-        text = value.get("content") if isinstance(value, dict) else value
-        if not isinstance(text, str) or sources.table is None:
+        text = name_token(role, content)
+        if text is None or sources.table is None:
             continue
         number = sources.table.find(text)
         if number is None:
