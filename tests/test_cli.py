@@ -165,6 +165,7 @@ def test_schemas_are_generated_from_the_records_and_hold_for_real_output(dataset
         "weights": read_json(dataset / "weights.json"),
         "report": json.loads(exact_prep("report", dataset, "--json").stdout),
         "simulation": json.loads(exact_prep("simulate", dataset, "--tail-share", "0.9", "--json").stdout),
+        "row": json.loads(exact_prep("show", dataset, "--json").stdout),
     }
     assert {f"{name}.schema.json" for name in (*instances, "task-record", "results")} == committed.keys()
     for name, instance in instances.items():
@@ -443,7 +444,7 @@ def test_help_is_quick_and_imports_nothing_slow():
     assert own < max(0.3, 1.5 * empty), pairs
 
 
-COMMANDS = ("pack", "weigh", "report", "simulate", "verify", "export", "config", "explain", "demo", "validate")
+COMMANDS = ("pack", "weigh", "report", "simulate", "show", "verify", "export", "config", "explain", "demo", "validate")
 
 
 def show_help(*command: str, columns: int = 80) -> list[str]:

@@ -2,6 +2,9 @@
 
 `terminal`, `tables` (Markdown, CSV, LaTeX), `figure` (for a paper), and the record's own JSON;
 `glossary` says what the words mean. `simulate` says what other settings would do; `repack` estimates other rows.
+
+One row: its facts (`row`), which one (`row_search`), where its documents came from (`origins`), and its renderings
+(`row_terminal`, `row_html`, both by `row_parts`). `hostile` says which characters of documents are spelled out.
 """
 
 from __future__ import annotations

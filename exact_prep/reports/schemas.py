@@ -13,6 +13,7 @@ from exact_prep.records.manifest import Manifest
 from exact_prep.records.weights import WeightsFile
 from exact_prep.records.work import TaskRecord
 from exact_prep.reports.facts import Facts
+from exact_prep.reports.row import RowFacts
 from exact_prep.reports.simulate import Simulation
 
 RECORDS: dict[str, Any] = {
@@ -21,6 +22,7 @@ RECORDS: dict[str, Any] = {
     "weights": WeightsFile,
     "report": list[Facts],
     "simulation": Simulation,
+    "row": RowFacts,
 }
 
 

@@ -156,7 +156,13 @@ def can_be_cut(part: Part) -> bool:
 
 def name_records(part: Part) -> str:
     """The format by which records of a slice are counted: JSON lines, or JSON if the file only calls itself lines."""
-    return "jsonl" if part.slice.start or can_be_cut(part) else "json"
+    if part.slice.start or can_be_cut(part):
+        return "jsonl"
+    try:
+        seen, _ = take_head(whole_blocks(part.file, part.path, size=HEAD))
+    except (Damaged, StorageError):
+        return "json"
+    return "jsonl" if holds_lines(b"".join(block.data for block in seen)[:HEAD]) else "json"
 
 
 def holds_lines(head: bytes) -> bool:

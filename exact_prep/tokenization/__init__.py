@@ -12,6 +12,7 @@
     texts            encodes documents that come as text: one TextEncoder per task
     given_ids        checks documents that come as token ids
     bos_eos          adds BOS and EOS, and counts every token for the ledger
+    decoding         ids back to text, for people to look at
 
 Slow libraries are imported only where they are used.
 """
