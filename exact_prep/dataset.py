@@ -19,6 +19,7 @@ from exact_prep.stores.local import digest, explained, read_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import numpy as np
     import pyarrow as pa
 
     from exact_prep.records.work import BatchRecord, ShardRecord
@@ -86,6 +87,15 @@ class Dataset:
 
         file = table_name(name)
         return decode_table(SCHEMAS[name], self.read(file), self.path / file)
+
+    def document_lengths(self) -> np.ndarray:
+        """The histogram of document lengths, int64[3, N]: source, length in tokens, documents. As `table` raises."""
+        import numpy as np
+
+        from exact_prep.records.tables import read_numbers
+
+        table = self.table("document_lengths")
+        return np.stack([read_numbers(table, name) for name in ("source", "length", "count")])
 
     @cached_property
     def shards(self) -> tuple[ShardRecord, ...]:

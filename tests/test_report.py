@@ -8,7 +8,7 @@ import json
 
 import pytest
 from rich.console import Console
-from runs import exact_prep, make_texts, pack_here, weigh_here, write_jsonl
+from runs import exact_prep, make_texts, pack_here, read_table, weigh_here, write_jsonl
 
 from exact_prep.reports import load_facts
 from exact_prep.reports.facts import BucketFacts
@@ -142,6 +142,35 @@ def test_tables_hold_the_facts(homes):
     sources = list(csv.DictReader(io.StringIO(exact_prep("report", *homes, "--format", "csv", "--by-source").stdout)))
     assert [row["source"] for row in sources] == [source.label for one in facts for source in one.sources]
     assert float(sources[0]["share after"]) == pytest.approx(facts[0].sources[0].weighted_share, abs=1e-6)
+
+
+def test_lengths_of_the_documents_of_each_source(tokenizer_file, tmp_path):
+    """Median and 95 %, against sorted lists."""
+    for name, count in (("a", 41), ("b", 20), ("c", 1)):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "in.jsonl", make_texts(count, seed=count, longest=200))
+    pack_here([tmp_path / name for name in "abc"], tmp_path / "out", tokenizer_file)
+    told = json.loads(exact_prep("report", tmp_path / "out", "--json").stdout)[0]["sources"]
+    labels = [row["label"] for row in read_table(tmp_path / "out", "sources")]
+    assert len(told) == 3
+    for source in told:
+        rows = [
+            row for row in read_table(tmp_path / "out", "document_lengths") if labels[row["source"]] == source["label"]
+        ]
+        lengths = sorted(row["length"] for row in rows for _ in range(row["count"]))
+        assert source["median_length"] == lengths[-(-len(lengths) * 50 // 100) - 1]
+        assert source["length_95"] == lengths[-(-len(lengths) * 95 // 100) - 1]
+
+
+def test_a_page_is_one_file_and_the_same_bytes_again(homes, tmp_path):
+    for name in ("a.html", "b.html"):
+        assert exact_prep("report", *homes, "--html", tmp_path / name).stdout == f"{tmp_path / name}\n"
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert (tmp_path / "a.html").stat().st_size < 1_000_000
+    both = ("--html", tmp_path / "c.html", "--figure", tmp_path / "c.pdf")
+    assert "exclude each other" in exact_prep("report", homes[0], *both, check=2).stderr
+    assert "cannot write" in exact_prep("report", homes[0], "--html", tmp_path / "none/c.html", check=1).stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
 
 
 def test_labels_are_text_in_markdown_and_latex(homes):

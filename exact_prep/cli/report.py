@@ -9,6 +9,7 @@ import typer
 
 from exact_prep.choices import FigureTheme, FigureWidth, ReportFormat
 from exact_prep.cli.arguments import Config, Datasets, FromElsewhere, WeightsTable
+from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,7 @@ Examples:
     exact-prep report packed --json > facts.json
     exact-prep report books code --by-source --format csv
     exact-prep report packed --figure supervision.pdf
+    exact-prep report books code --html report.html
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
@@ -40,6 +42,14 @@ def report(
     compare_to: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="The dataset that others are compared with.", show_default="the first"),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write one page that shows all of it, with sliders and sampled rows; it loads nothing from anywhere.",
+            show_default=False,
+        ),
     ] = None,
     figure: Annotated[
         Path | None,
@@ -65,9 +75,14 @@ def report(
     from exact_prep.reports import load_facts
     from exact_prep.reports.tables import check_reference, format_facts
 
+    if html is not None and figure is not None:
+        raise UsageError("--html and --figure exclude each other; write one after the other")
     homes = [home for directory in directories for home in find_datasets(directory)]
     facts = [load_facts(home, weights, weights_from_elsewhere=weights_from_elsewhere) for home in homes]
     reference = check_reference(compare_to, facts)
+    if html is not None:
+        write_page(homes, reference, html, weights, weights_from_elsewhere=weights_from_elsewhere)
+        return
     if figure is not None:
         write_figure(facts, figure, width, theme)
         return
@@ -91,9 +106,21 @@ def report(
         console.print(compare(facts, reference, width=console.width))
 
 
+def write_page(
+    homes: Sequence[Path], reference: int, path: Path, weights: Path | None, *, weights_from_elsewhere: bool
+) -> None:
+    """Write the page of some datasets."""
+    from exact_prep.reports.page import render_page
+    from exact_prep.reports.rows import load_page_datasets
+    from exact_prep.stores.local import write_atomically
+
+    datasets = load_page_datasets(homes, weights, weights_from_elsewhere=weights_from_elsewhere)
+    write_atomically(path, render_page(datasets, reference).encode())
+    typer.echo(str(path))
+
+
 def write_figure(facts: Sequence[Facts], path: Path, width: FigureWidth, theme: FigureTheme) -> None:
     """Write a figure and its caption; raises UsageError for several datasets, or a suffix that no format has."""
-    from exact_prep.errors import UsageError
     from exact_prep.reports.figure import caption, draw_bytes
     from exact_prep.stores.local import write_atomically
 

@@ -1,6 +1,7 @@
 """Where supervision goes: one record of facts (`facts`), and its renderings.
 
-`terminal`, `tables` (Markdown, CSV, LaTeX), `figure` (for a paper), and the record's own JSON;
+`terminal`, `tables` (Markdown, CSV, LaTeX), `figure` (for a paper), `page` (HTML, from `rows` and the files page.html,
+page.css and page.js), and the record's own JSON;
 `glossary` says what the words mean. `simulate` says what other settings would do; `repack` estimates other rows.
 
 One row: its facts (`row`), which one (`row_search`), where its documents came from (`origins`), and its renderings
@@ -32,4 +33,5 @@ def load_facts(directory: Path, weights: Path | None = None, *, weights_from_els
         file = dataset.weights()
     else:
         file = load_table_for(weights, dataset, elsewhere=weights_from_elsewhere).file
-    return make_facts(str(directory), dataset.manifest, file, dataset.table("sources").to_pylist())
+    sources = dataset.table("sources").to_pylist()
+    return make_facts(str(directory), dataset.manifest, file, sources, dataset.document_lengths())

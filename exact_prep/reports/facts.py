@@ -53,6 +53,10 @@ class SourceFacts(Record):
     """Its own targets in the tail, of all its targets; null before `weigh`."""
     weighted_share: float | None
     """Its share of supervision after weighting; null before `weigh`."""
+    median_length: Count
+    """Tokens of its median document: half of its documents are at most that long."""
+    length_95: Count
+    """95 % of its documents have at most so many tokens."""
 
 
 class MixedDatasetFacts(Record):
@@ -159,9 +163,13 @@ class Lens:
 
 
 def make_facts(
-    directory: str, manifest: Manifest, weights: WeightsFile | None, sources: Sequence[Mapping[str, Any]] = ()
+    directory: str,
+    manifest: Manifest,
+    weights: WeightsFile | None,
+    sources: Sequence[Mapping[str, Any]] = (),
+    lengths: np.ndarray | None = None,
 ) -> Facts:
-    """The facts of one dataset; `sources` are rows of its table of sources."""
+    """The facts of one dataset; `sources` are rows of its table, `lengths` its `Dataset.document_lengths`."""
     lens = Lens(manifest, weights)
     counts = lens.count(Exposure.from_record(manifest.exposure))
     buckets = make_buckets(manifest, lens, counts)
@@ -191,7 +199,7 @@ def make_facts(
         tokenizer=manifest.tokenizer,
         weights=make_weight_facts(lens, counts, directory, manifest.tree_hash),
         buckets=buckets,
-        sources=make_sources(lens, sources),
+        sources=make_sources(lens, sources, lengths),
     )
 
 
@@ -252,8 +260,10 @@ def make_buckets(manifest: Manifest, lens: Lens, counts: np.ndarray) -> tuple[Bu
     )
 
 
-def make_sources(lens: Lens, rows: Sequence[Mapping[str, Any]]) -> tuple[SourceFacts, ...]:
-    """Every source: its share of supervision before and after weighting."""
+def make_sources(lens: Lens, rows: Sequence[Mapping[str, Any]], lengths: np.ndarray | None) -> tuple[SourceFacts, ...]:
+    """Every source: its share of supervision before and after weighting, and how long its documents are."""
+    if lengths is None:
+        lengths = np.zeros((3, 0), np.int64)
     counted = [
         lens.count(Exposure(counts=np.array(row["counts"], np.int64), segments=row["segments"], firsts=row["firsts"]))
         for row in rows
@@ -268,6 +278,21 @@ def make_sources(lens: Lens, rows: Sequence[Mapping[str, Any]]) -> tuple[SourceF
             share=share(targets[i], sum(targets)),
             tail_share=share(counts[lens.find_tail(counts)].sum(), counts.sum()) if lens.exact else None,
             weighted_share=share(supervision[i], sum(supervision)) if lens.exact else None,
+            median_length=find_quantile(lengths[1:, lengths[0] == i], 50),
+            length_95=find_quantile(lengths[1:, lengths[0] == i], 95),
         )
         for i, (row, counts) in enumerate(zip(rows, counted, strict=True))
     )
+
+
+def find_quantile(lengths: np.ndarray, percent: int) -> int:
+    """The smallest length, in tokens, that `percent` of the documents do not exceed; 0 without documents.
+
+    `lengths[2, N]` are lengths and the documents that have them.
+    """
+    order = np.argsort(lengths[0])
+    reached = np.cumsum(lengths[1][order])
+    if not reached.size:
+        return 0
+    wanted = -(-percent * int(reached[-1]) // 100)
+    return int(lengths[0][order][np.searchsorted(reached, wanted)])
