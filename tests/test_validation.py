@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import jsonschema
@@ -24,8 +25,10 @@ from exact_prep.validation import attention, decoder, differences, measurements,
 from exact_prep.validation.arms import make_arm
 from exact_prep.validation.attention import attend_dense, attend_flex, attend_loop
 from exact_prep.validation.decoder import Decoder, Shape, cross_entropy, left_contexts
-from exact_prep.validation.experiment import ShortenedStream, run_experiment
+from exact_prep.validation.experiment import run_experiment
+from exact_prep.validation.items import Items, take_means
 from exact_prep.validation.jobs import Experiment, Job
+from exact_prep.validation.packed_data import ShortenedStream, open_corpus
 from exact_prep.validation.plots import plot
 from exact_prep.validation.results import SCHEMA, Results, Run, Settings, schema_file
 from exact_prep.validation.synthetic_data import (
@@ -166,7 +169,7 @@ def test_arms_of_a_dataset_move_as_much_as_its_own_weights():
     options = WeightOptions(tail_from=32, alpha=0.6, gamma=0.8, normalize="mean", supervise_first=True)
     table = weight_table(source.exposure, options)
     lengths = torch.cat([source.batch(step).edges.diff() for step in range(20)])
-    contexts = torch.cat([torch.arange(1, n) for n in lengths.tolist()])
+    contexts = torch.cat([torch.arange(n) for n in lengths.tolist()])  # first tokens carry loss too
 
     def moved(name: str) -> tuple[float, float]:
         """How much more than uniform the tail gets, and what is below it, with what a plain target weighs as 1."""
@@ -245,13 +248,13 @@ class Oracle(torch.nn.Module):
 
 
 def test_probes_measure_what_an_oracle_knows_and_a_blind_model_does_not():
-    recall = probes.recall_by_distance(Oracle(), 700, 4, seed=1)
+    recall = take_means(probes.recall_by_distance(Oracle(), 700, 4, seed=1))
     assert set(recall.values()) == {1.0}
-    found = probes.evidence_ablation(Oracle(), (40, 300), seed=1)
+    found = take_means(probes.evidence_ablation(Oracle(), (40, 300), seed=1))
     expected = 8 - np.log(VOCABULARY - 1 + np.e**8) + np.log(VOCABULARY)
     assert found["gain 40"] == pytest.approx(expected, rel=1e-3)
     assert found["margin 300"] == pytest.approx(8, rel=1e-3)
-    blind = probes.evidence_ablation(lambda_model(), (40,), seed=1)
+    blind = take_means(probes.evidence_ablation(lambda_model(), (40,), seed=1))
     assert blind["gain 40"] == pytest.approx(0, abs=1e-6)
 
 
@@ -278,11 +281,12 @@ def test_loss_by_bucket_equals_counting_target_by_target():
             loss = -float(logits[start + context - 1].log_softmax(-1)[row[start + context]])
             sums.setdefault(f"loss {low}-{max(2 * low, 8) - 1}", []).append(loss)
         start += length
-    found = probes.loss_by_bucket(model, [batch])
+    losses, of_mixture = probes.measure_losses(model, [batch], 16)
+    found = take_means(losses)
     everything = found.pop("loss all")
     assert found == pytest.approx({name: np.mean(values) for name, values in sums.items()}, rel=1e-5)
     assert everything == pytest.approx(np.mean([v for values in sums.values() for v in values]), rel=1e-5)
-    mixture = probes.mixture_loss(model, [batch], 16)
+    mixture = take_means(of_mixture)
     below = sums["loss 0-7"] + sums["loss 8-15"]
     assert mixture == pytest.approx({"mixture all": everything, "mixture short": np.mean(below)}, rel=1e-5)
 
@@ -325,7 +329,7 @@ def test_the_text_suite_makes_items_that_fit_and_that_their_own_answers_satisfy(
 
 
 def test_a_model_that_copies_answers_needles_in_part():
-    scores = ruler.run_suite(Parrot(), Bytes(), (600,), 3, seed=1)
+    scores = take_means(ruler.run_suite(Parrot(), Bytes(), (600,), 3, seed=1))
     assert set(scores) >= {"match niah_single@600", "logp niah_single@600"}
     assert 0 <= scores["match niah_single@600"] <= 1
     item = ruler.Item("the number for abcdefghijkl is: 7654321. Again, the number for abcdefghijkl is:", ("7654321",))
@@ -370,13 +374,51 @@ def test_needles_of_the_user_lie_in_haystacks_of_the_user_and_do_not_name_what_i
 
 def test_intervals_are_those_of_students_t():
     values = [0.3, 0.1, 0.26, 0.22]
-    d = differences.make_difference("exact", "uniform", "recall 256-511", values)
+    d = differences.make_difference("exact", "uniform", "recall 256-511", seeds_only(values))
     half = 3.182446 * np.std(values, ddof=1) / 2  # the 97.5 % quantile of t with 3 degrees of freedom
     assert (d.mean, d.low, d.high) == pytest.approx((0.22, 0.22 - half, 0.22 + half), rel=1e-5)
     assert d.reading == "better"
-    assert differences.make_difference("exact", "uniform", "loss 256-511", values).reading == "worse"
-    assert differences.make_difference("exact", "uniform", "gain 768", [0.1, -0.1, 0.05]).reading == "shows nothing"
-    assert differences.make_difference("exact", "uniform", "gain 768", [0.1]).reading == "one seed"
+    assert differences.make_difference("exact", "uniform", "loss 256-511", seeds_only(values)).reading == "worse"
+    none = differences.make_difference("exact", "uniform", "gain 768", seeds_only([0.1, -0.1, 0.05]))
+    assert none.reading == "shows nothing"
+    one = differences.make_difference("exact", "uniform", "gain 768", seeds_only([0.1]))
+    assert (one.reading, one.p, one.low) == ("one seed", None, 0.1)
+
+
+def seeds_only(values: list[float]) -> list[Items]:
+    """A measure of which only the mean is known, by seed."""
+    return [Items(np.array([value]), np.ones(1)) for value in values]
+
+
+def test_the_noise_of_items_is_inside_the_intervals_as_a_bootstrap_over_seeds_and_items_has_it():
+    random = np.random.default_rng(0)
+    seeds, items = 6, 40
+    counts = random.integers(1, 30, items).astype(float)
+    means = random.normal(0, 0.3, (seeds, 1)) + random.normal(0, 1, items) + random.normal(0, 0.2, (seeds, items))
+    values = [Items(own * counts, counts) for own in means]
+    drawn = []
+    for _ in range(20_000):
+        chosen = random.integers(items, size=items)
+        weights = counts[chosen]
+        drawn.append(np.mean([means[s, chosen] @ weights / weights.sum() for s in random.integers(seeds, size=seeds)]))
+    # The closed form also corrects for the few seeds: 6 / 5 of their variance.
+    assert np.std(drawn) < differences.standard_error(values) < 1.15 * np.std(drawn)
+    alone = differences.standard_error(seeds_only(means.mean(1).tolist()))
+    assert differences.standard_error(values) > 1.3 * alone
+
+
+def test_a_difference_that_is_called_detectable_is_found_in_four_of_five_experiments():
+    random = np.random.default_rng(1)
+    true = differences.find_detectable(1 / np.sqrt(5), 4)
+    samples = random.normal(true, 1, (4000, 5))
+    t = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(5))
+    assert np.mean(t > 2.776445) == pytest.approx(0.8, abs=0.02)
+
+
+def test_holm_corrects_step_by_step():
+    assert differences.correct_by_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert differences.correct_by_holm([0.5, 0.9]) == pytest.approx([1, 1])
+    assert differences.correct_by_holm([]) == []
 
 
 def test_exact_helps_only_in_the_tail_and_only_if_it_beats_both_controls():
@@ -398,6 +440,9 @@ def test_exact_helps_only_in_the_tail_and_only_if_it_beats_both_controls():
                 arm=arm,
                 seed=seed,
                 steps=1,
+                lr=1e-3,
+                tokens=1,
+                distinct_tokens=1,
                 final_loss=1.0,
                 measures={"gain 128": near + d, "gain 384": far + d, "gain 768": farther + d},
             )
@@ -405,7 +450,7 @@ def test_exact_helps_only_in_the_tail_and_only_if_it_beats_both_controls():
         ]
 
     found = differences.compare_arms(
-        [*runs("uniform", 0, 0, 0), *runs("lr", 0, 0.3, 0), *runs("exact", 1, 0.2, 0.2 + 1e-9)]
+        [*runs("uniform", 1, 1, 1), *runs("lr", 1, 1.3, 1), *runs("exact", 2, 1.2, 1.2 + 1e-9)]
     )
     verdicts = {reading.measure: reading.helps for reading in differences.read_differences(found, 256)}
     assert verdicts == {"gain 384": False, "gain 768": True}
@@ -440,8 +485,8 @@ def test_an_experiment_leaves_results_plots_and_a_plain_verdict(smoke):
     jsonschema.validate(found, json.loads(committed))
     assert (out / "differences.png").stat().st_size > 10_000
     assert (out / "differences.svg").read_text().lstrip().startswith("<?xml")
-    assert "not shown to help" in done.stdout
-    assert "a reading needs the arm lr" in done.stdout
+    assert "not tested: one seed, no lr" in done.stdout
+    assert "exact@1 helps" not in done.stdout
     again = subprocess.run(done.args, capture_output=True, text=True, timeout=100, check=True)
     assert "arms: 3 of 3 tasks were finished already" in again.stderr
     assert again.stdout == done.stdout
@@ -455,7 +500,7 @@ def test_a_dataset_that_exact_prep_packed_trains_through_the_reader(tmp_path):
     from written_dataset import documents, weigh_dataset, write_dataset
 
     data = weigh_dataset(write_dataset(tmp_path / "data", documents(120, 400), seq_len=256))
-    tier = replace(SMOKE, base_len=32, base_steps=3, steps=3, tokens_per_step=512, held_out=4, width=24)
+    tier = replace(SMOKE, bases=2, base_len=32, base_steps=3, steps=3, tokens_per_step=512, held_out=4, width=24)
     experiment = Experiment(
         tier_name="smoke", tier=tier, arms=("uniform", "exact"), seeds=(0, 1), out=tmp_path / "out", data=data
     )
@@ -463,9 +508,9 @@ def test_a_dataset_that_exact_prep_packed_trains_through_the_reader(tmp_path):
     results = run_experiment(experiment, emit=events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
     assert notes[0] == "no text suite: the smoke tier is too small for it"
-    assert notes[1:] == [
-        "base, seed 0: done (1 of 2)",
-        "base, seed 1: done (2 of 2)",
+    assert [note for note in notes if "done (" in note] == [
+        "base 0: done (1 of 2)",
+        "base 1: done (2 of 2)",
         "uniform, seed 0: done (1 of 4)",
         "exact, seed 0: done (2 of 4)",
         "uniform, seed 1: done (3 of 4)",
@@ -590,11 +635,10 @@ def test_models_of_a_dataset_of_ids_read_no_text(tmp_path):
 def test_a_base_sees_no_context_longer_than_its_rows(tmp_path):
     from written_dataset import documents, weigh_dataset, write_dataset
 
-    from exact_prep.validation.packed_data import open_corpus
-
     data = weigh_dataset(write_dataset(tmp_path / "data", documents(40, 300), seq_len=128))
-    corpus, _ = open_corpus(data, rows_per_step=2, held_out=2, seed=0)
-    whole, short = corpus.batch(0), ShortenedStream(corpus, 32).batch(0)
+    corpus = open_corpus(data, held_out=2)
+    stream = corpus.stream(corpus.arms, 256, 0)
+    whole, short = next(stream.batches(0)), next(ShortenedStream(stream, 32).batches(0))
     assert torch.equal(whole.ids, short.ids)
     assert int(short.edges.diff().max()) <= 32
     assert not short.supervised[left_contexts(short.edges) == 0].any()
@@ -606,23 +650,21 @@ def test_a_base_sees_no_context_longer_than_its_rows(tmp_path):
 def test_masked_targets_are_trained_on_by_no_arm(tmp_path, loss_weights):
     from written_dataset import documents, mask_dataset, weigh_dataset, write_dataset
 
-    from exact_prep.validation.packed_data import open_corpus
-
     def first_half(rows, row):
         return [(0, int(rows.seq_lengths[rows.row_splits[row]]) // 2 + 1)]
 
     path = write_dataset(tmp_path / "data", documents(40, 300), seq_len=128, loss_weights=loss_weights)
     weigh_dataset(mask_dataset(path, first_half), supervise_first=True)
-    corpus, held_out = open_corpus(path, rows_per_step=2, held_out=2, seed=0)
-    supervised = 0
-    for batch in [*(corpus.batch(step) for step in range(5)), *held_out]:
+    corpus = open_corpus(path, held_out=2)
+    supervised = firsts = 0
+    for batch in [*islice(corpus.stream(corpus.arms, 256, 0).batches(0), 5), *corpus.held_out]:
         assert batch.supervised.numel() == batch.ids.numel()
-        assert not batch.supervised[batch.edges[:-1]].any()
+        firsts += int(batch.supervised[batch.edges[:-1]].sum())
         for start in range(0, batch.ids.numel(), 128):
             length = int(batch.edges[batch.edges > start].min()) - start
             assert not batch.supervised[start : start + length // 2 + 1].any()
             supervised += int(batch.supervised[start : start + 128].sum())
-    assert supervised > 0
+    assert supervised > firsts > 0  # --supervise-first reaches the arms
 
 
 def validated(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -656,12 +698,77 @@ def test_a_dataset_of_ids_is_read_once_for_its_largest(tmp_path, monkeypatch):
     from written_dataset import VOCAB, documents, weigh_dataset, write_dataset
 
     from exact_prep.reader.rows import PackedDataset
-    from exact_prep.validation.packed_data import open_corpus
 
     data = weigh_dataset(write_dataset(tmp_path / "data", documents(40, 300), seq_len=128))
     seen = []
     read = PackedDataset._row
     monkeypatch.setattr(PackedDataset, "_row", lambda self, number: (seen.append(number), read(self, number))[1])
     for seed in range(3):
-        assert open_corpus(data, rows_per_step=2, held_out=2, seed=seed)[0].vocab_size == VOCAB
+        assert open_corpus(data, held_out=2, base_tokens=128 * seed).vocab_size == VOCAB
     assert len(seen) <= len(exact_prep.open(data)) + 3 * 2
+
+
+def test_what_is_measured_on_bases_and_arms_share_no_document(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(80, 300), seq_len=128))
+    corpus = open_corpus(data, held_out=4, base_tokens=6 * 128)
+    held = {row.tobytes() for batch in corpus.held_out for row in batch.ids.numpy().reshape(-1, 128)}
+    opened = exact_prep.open(data)
+    places = {opened[place].input_ids.astype(np.int64).tobytes(): place for place in range(len(opened))}
+    task = np.repeat([s.task for s in opened.files.shards], [s.rows for s in opened.files.shards])
+
+    def named(rows: list[int]) -> set[tuple[int, int]]:
+        return {(int(task[row]), document) for row in rows for document in opened[row].doc_ids.tolist()}
+
+    out = [places[row] for row in held]
+    base, arms = list(map(int, corpus.base.rows)), list(map(int, corpus.arms.rows))
+    assert len(base) == 6
+    assert not set(base) & set(arms)
+    assert not named(out) & named(base + arms)
+    assert len(out) + len(base) + len(arms) + corpus.left_out == len(opened)
+
+
+def test_context_gain_equals_cutting_the_context_target_by_target():
+    model = small().eval()
+    ids = torch.randint(0, VOCABULARY, (90,), generator=torch.Generator().manual_seed(1))
+    batch = make_batch([(ids.numpy(), np.array([30, 60], np.int32))])
+    found = probes.context_gain(model, [batch], (4,), 8)
+    gains = []
+    with torch.no_grad():
+        for start, stop in ((0, 30), (30, 90)):
+            whole = cross_entropy(model(ids[start:stop], torch.tensor([0, stop - start])), ids[start:stop])
+            for target in range(start + 12, stop):  # a quarter of four targets share a window: each has its own
+                part = ids[target - 4 : target + 1]
+                gains.append(float(cross_entropy(model(part, torch.tensor([0, 5])), part)[-1] - whole[target - start]))
+    assert found["context 4"].counts.sum() == len(gains)
+    assert found["context 4"].mean == pytest.approx(np.mean(gains), abs=1e-5)
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(60, 400), seq_len=128))
+    experiment = tiny_experiment(tmp_path / "out", data)
+    wild = replace(experiment, tier=replace(experiment.tier, lr=1e30, steps=12))
+    results = run_experiment(wild)
+    assert {run.diverged for run in results.runs} == {True}
+    assert {run.final_loss for run in results.runs} == {None}
+    assert results.differences == results.readings == ()
+
+
+def test_uniform_is_tuned_on_the_mixture_and_every_arm_trains_at_its_best_rate(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(60, 400), seq_len=128))
+    experiment = tiny_experiment(tmp_path / "out", data)
+    tuned = replace(
+        experiment, arms=("exact@1", "lr@1", "upsample@0.05"), tier=replace(experiment.tier, sweep=(0.5, 1, 8), steps=6)
+    )
+    results = run_experiment(tuned)
+    best = min(results.sweep, key=lambda point: point.loss or np.inf)
+    lr = {run.arm: run.lr for run in results.runs}
+    assert lr["uniform"] == lr["exact@1"] == best.lr == results.lr
+    assert lr["lr@1"] == pytest.approx(best.lr * (1 + results.tail_share), rel=1e-6)
+    drawn = next(run for run in results.runs if run.arm == "upsample@0.05")
+    assert drawn.distinct_tokens <= drawn.tokens == 6 * 512

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -51,15 +52,26 @@ def validate(
     arms: Annotated[
         str | None,
         typer.Option(
-            help="Which runs: uniform, exact, flat, mirror, permuted, lr, steps, null; exact@1 is alpha 1.",
+            help="Which runs: uniform, exact, flat, mirror, permuted, upsample, lr, steps, null; exact@1 is alpha 1.",
             show_default="the tier's",
         ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2.", show_default="the tier's")] = None,
     tier: Annotated[
-        Literal["smoke", "example", "gpu"],
-        typer.Option(help="How large: two minutes, half an hour on two cores, half an hour on one card."),
+        Literal["smoke", "example", "gpu", "model"],
+        typer.Option(help="How large: a minute, half an hour on two cores, one card, or your own --model and --data."),
     ] = "smoke",
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0, help="Learning rate of all arms.", show_default="tuned for uniform first"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of an arm; 0 only measures.", show_default="the tier's")
+    ] = None,
+    tokens_per_step: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a step.", show_default="the tier's")
+    ] = None,
+    save_models: Annotated[bool, typer.Option("--save-models", help="Keep trained models of --model.")] = False,
     nolima: Annotated[
         Path | None,
         typer.Option(help="A copy of NoLiMa (needle_set.json, haystacks below), mind its licence."),
@@ -86,14 +98,19 @@ def validate(
             from exact_prep.validation.jobs import Experiment
         except ModuleNotFoundError as error:
             raise UsageError(f"validate needs {error.name}: pip install 'exact-prep[validate]'") from None
-    from exact_prep.validation.plots import plot
+    from exact_prep.validation.plots import plot, plot_primary
     from exact_prep.validation.tiers import TIERS
 
     if data is not None and synthetic:
         raise UsageError("--data and --synthetic exclude each other")
     if weights is not None and data is None:
         raise UsageError("--weights needs --data: it is a table for a packed dataset")
-    chosen = TIERS[tier]
+    if tier == "model" and (data is None or model == "small"):
+        raise UsageError("--tier model needs --model, a checkpoint, and --data, a dataset packed with its tokenizer")
+    asked = {"lr": lr, "steps": steps, "tokens_per_step": tokens_per_step, "sweep": () if lr is not None else None}
+    chosen = replace(TIERS[tier], **{name: value for name, value in asked.items() if value is not None})
+    if synthetic and arms is None:  # rows are drawn from a dataset
+        chosen = replace(chosen, arms=tuple(arm for arm in chosen.arms if not arm.startswith("upsample")))
     on = choose_device(device)
     experiment = Experiment(
         tier_name=tier,
@@ -102,11 +119,13 @@ def validate(
         seeds=parse_seeds(seeds) if seeds else chosen.seeds,
         out=out,
         data=data,
+        found_text=data is None and not synthetic and chosen.text_bytes > 0,
         weights=weights,
         weights_from_elsewhere=weights_from_elsewhere,
         model=None if model == "small" else Path(model),
         device=on,
         nolima=nolima,
+        save_models=save_models,
         harness=tuple(harness.split(",")) if harness else (),
     )
     with display:
@@ -118,6 +137,7 @@ def validate(
         typer.echo(line)
     for suffix in ("png", "svg"):
         plot(results, out / f"differences.{suffix}")
+    plot_primary(results, out / "primary.pdf")
     typer.echo(f"{out / 'results.json'} and {out / 'differences.png'} hold the rest")
 
 
@@ -147,15 +167,18 @@ def table(results: Results, arms: list[str]) -> Table:
     grid.add_column("measure", no_wrap=True)
     for name in ("uniform", *arms):
         grid.add_column(name, justify="right", no_wrap=True)
-    uniform = [run for run in results.runs if run.arm == "uniform"]
+    uniform = [run for run in results.runs if run.arm == "uniform" and not run.diverged]
     found = {(d.arm, d.measure): d for d in results.differences if d.against == "uniform"}
-    colours = {"better": "green", "worse": "red", "shows nothing": "dim", "one seed": "default"}
-    for measure in sort_measures(uniform[0].measures):
+    colours = {"better": "green", "worse": "red", "one seed": "default"}
+    for measure in sort_measures(uniform[0].measures if uniform else ()):
         cells = [f"{sum(run.measures[measure] for run in uniform) / len(uniform):.4f}"]
         for arm in arms:
-            d = found[arm, measure]
+            d = found.get((arm, measure))
+            if d is None:
+                cells.append("diverged")
+                continue
             half = f" ±{(d.high - d.low) / 2:.4f}" if d.seeds > 1 else ""
-            cells.append(f"[{colours[d.reading]}]{d.mean:+.4f}{half}[/]")
+            cells.append(f"[{colours.get(d.reading, 'dim')}]{d.mean:+.4f}{half}[/]")
         grid.add_row(measure, *cells)
     return grid
 
@@ -164,20 +187,36 @@ def verdict(results: Results) -> list[str]:
     """What the experiment is said to show, by the rule set before it."""
     from exact_prep.validation.differences import GUARD, count_readings
 
-    lines = []
+    lost = [f"{run.arm}, seed {run.seed}" for run in results.runs if run.diverged]
+    lines = [f"diverged, so without measures: {'; '.join(lost)}"] if lost else []
+    if results.arms == ("uniform",):
+        return [*lines, "only measured: nothing was compared"]
+    short = {d.arm: d for d in results.differences if (d.against, d.measure) == ("uniform", GUARD)}
+    missing = [
+        *(["one seed"] if len(results.seeds) < 2 else []),
+        *([] if any(arm.partition("@")[0] == "lr" for arm in results.arms) else ["no lr"]),
+    ]
+    if missing:
+        return [*lines, f"whether EXACT helps was not tested: {', '.join(missing)}"]
     for arm, tally in count_readings(results).items():
         words = [f"{count} {reading}" for reading, count in tally.items() if count]
-        guard = next(d for d in results.differences if (d.arm, d.against, d.measure) == (arm, "uniform", GUARD))
-        short = f"short contexts: {guard.reading} ({guard.mean:+.4f})"
-        lines.append(f"{arm} against uniform, in the tail: {', '.join(words)}; {short}")
-    for arm in dict.fromkeys(reading.arm for reading in results.readings):
-        mine = [reading for reading in results.readings if reading.arm == arm]
-        helped = [reading.measure for reading in mine if reading.helps]
-        what = f"helps at {', '.join(helped)}" if helped else "is not shown to help anywhere in the tail"
-        lines.append(
-            f"{arm}: {what} ({len(helped)} of {len(mine)} measures in the tail are better than both uniform and lr "
-            "with an interval that excludes zero)"
-        )
-    if "lr" not in results.arms or len(results.seeds) < 2:
-        lines.append("a reading needs the arm lr and two seeds or more")
-    return lines
+        price = f"short contexts: {short[arm].reading} ({short[arm].mean:+.4f})" if arm in short else ""
+        lines.append(f"{arm} against uniform, in the tail: {', '.join(words)}; {price}")
+    return lines + [read_arm(results, arm) for arm in results.arms if arm.partition("@")[0] == "exact"]
+
+
+def read_arm(results: Results, arm: str) -> str:
+    """What an EXACT arm is said to show: the primary measure first."""
+    own = {reading.measure: reading for reading in results.readings if reading.arm == arm}
+    first = own.get(results.primary)
+    if first is None:
+        level = next((d.reading for d in results.differences if d.measure == results.primary), "not measured")
+        return f"{arm}: the primary measure, {results.primary}, is {level}: it says nothing"
+    controls = " and ".join(first.against)
+    what = "helps" if first.helps else "is not shown to help"
+    others = [reading for reading in own.values() if not reading.primary]
+    also = ", ".join(reading.measure for reading in others if reading.helps) or "none"
+    return (
+        f"{arm} {what}: on the primary measure, {results.primary}, against {controls} (p {first.p_holm:.2g}, Holm); "
+        f"of {len(others)} others, it helps at: {also}"
+    )

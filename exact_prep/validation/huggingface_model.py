@@ -38,7 +38,9 @@ def load_model(path: Path, vocab_size: int, *, length: int, device: str = "cpu")
     except ImportError:
         raise UsageError("--model PATH needs transformers: pip install 'exact-prep[validate,hf]'") from None
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+        where = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+        home = path.parent if where else path
+        loaded = AutoModelForCausalLM.from_pretrained(home, local_files_only=True, dtype=torch.float32, **where)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} contains no causal language model that transformers can load: {error}") from error
     if (known := int(loaded.config.vocab_size)) < vocab_size:

@@ -1,21 +1,24 @@
-"""Describes an experiment and its jobs: a base per seed, and the arms of each seed. experiment.py runs them."""
+"""Describes an experiment and its jobs: bases, the sweep of the learning rate, the arms. experiment.py runs them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
+from exact_prep.dataset import SPLITS, is_split_in_two
 from exact_prep.errors import UsageError
 from exact_prep.reader.lookup import load_weights
 from exact_prep.validation.arms import Arm, make_arm
 from exact_prep.validation.decoder import Decoder, Shape
+from exact_prep.validation.found_text import TextSizes, prepare_text
 from exact_prep.validation.huggingface_model import load_model
-from exact_prep.validation.packed_data import CorpusStream, open_corpus
+from exact_prep.validation.packed_data import Corpus, CorpusStream, ShortenedStream, open_corpus
 from exact_prep.validation.results import Settings
 from exact_prep.validation.synthetic_data import SyntheticStream
+from exact_prep.validation.training import count_steps
 from exact_prep.version import __version__
 
 if TYPE_CHECKING:
@@ -23,8 +26,12 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from exact_prep.pipeline.events import Emit
     from exact_prep.validation.tiers import Tier
-    from exact_prep.validation.training_batches import Batch, Stream
+    from exact_prep.validation.training_batches import Batches, Stream
+
+BASE_SEED = 1000
+"""Added to the number of a base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,10 @@ class Experiment:
     seeds: tuple[int, ...]
     out: Path
     data: Path | None = None
+    held_out: Path | None = None
+    """A dataset to measure on; None measures on rows of `data`."""
+    found_text: bool = False
+    """Whether data are text found on the machine."""
     model: Path | None = None
     device: str = "cpu"
     weights: Path | None = None
@@ -46,6 +57,8 @@ class Experiment:
     nolima: Path | None = None
     harness: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness."""
+    save_models: bool = False
+    """Whether trained Hugging Face models are kept."""
 
     @cached_property
     def settings(self) -> Settings:
@@ -54,14 +67,33 @@ class Experiment:
         return Settings(
             tool_version=__version__,
             tier=self.tier_name,
-            data=str(self.data) if self.data else "synthetic",
-            data_checksum=load_weights(self.weights or self.data).file.checksum if self.data else "",
+            data="text" if self.found_text else str(self.data) if self.data else "synthetic",
+            data_checksum=find_checksum(self.weights or self.data) if self.data else "",
             model=str(self.model) if self.model else "small",
             device=self.device,
             nolima=str(self.nolima) if self.nolima else "",
             harness=",".join(self.harness),
+            sweep=",".join(f"{factor:g}" for factor in self.tier.sweep),
             sizes=sizes,
         )
+
+
+def find_checksum(path: Path | None) -> str:
+    """Checksum of a table, or of a dataset's weights: the training side's, if it is divided. Raises DatasetError."""
+    if path is None:
+        return ""
+    home = path / SPLITS[0] if path.is_dir() and is_split_in_two(path) else path
+    return load_weights(home).file.checksum
+
+
+def prepare_data(experiment: Experiment, emit: Emit) -> Experiment:
+    """The experiment with its data: text is collected, packed and weighed now. Raises what `prepare_text` raises."""
+    if not experiment.found_text or experiment.data is not None:
+        return experiment
+    tier = experiment.tier
+    sizes = TextSizes(text_bytes=tier.text_bytes, vocab_size=tier.vocab_size, seq_len=tier.seq_len)
+    train, held_out = prepare_text(experiment.out / "text", sizes, emit)
+    return replace(experiment, data=train, held_out=held_out)
 
 
 @lru_cache(maxsize=1)
@@ -72,48 +104,86 @@ def make_synthetic_stream(seq_len: int, rows_per_step: int, steps: int, seed: in
 
 @dataclass(frozen=True)
 class Job:
-    """One arm, or the base (`arm` is None), with one seed."""
+    """One arm with one seed; or a base (`arm` is None), with its number as seed."""
 
     experiment: Experiment
     arm: str | None
     seed: int
+    factor: float = 1.0
+    """Of the tier's learning rate."""
+    sweeps: bool = False
+    """Whether this is a run of the sweep."""
 
     @property
     def name(self) -> str:
         """The name in progress messages."""
-        return f"{self.arm or 'base'}, seed {self.seed}"
+        if self.arm is None:
+            return f"base {self.seed}"
+        return f"{self.arm}, seed {self.seed}" + (f", lr x {self.factor:g}" if self.sweeps else "")
 
     @property
     def path(self) -> Path:
         """The job's result, which is written last."""
         out = self.experiment.out
-        return out / (f"run-{self.arm}-{self.seed}.json" if self.arm else f"base-{self.seed}.pt")
+        if self.arm is None:
+            return out / f"base-{self.seed}.pt"
+        return out / (f"sweep-{self.factor:g}-{self.seed}.json" if self.sweeps else f"run-{self.arm}-{self.seed}.json")
+
+    @property
+    def base(self) -> Job:
+        """The base that this arm continues."""
+        return Job(self.experiment, None, self.seed % self.experiment.tier.bases)
+
+    @property
+    def lr(self) -> float:
+        """Largest learning rate of the schedule, before an arm's own factor."""
+        tier = self.experiment.tier
+        return tier.base_lr if self.arm is None else tier.lr * self.factor
 
     @cached_property
-    def corpus(self) -> tuple[CorpusStream, list[Batch]]:
-        """Training rows and held-out batches of a packed dataset."""
+    def corpus(self) -> Corpus:
+        """A packed dataset, divided; raises UsageError for an experiment without data."""
         experiment, tier = self.experiment, self.experiment.tier
         if experiment.data is None:
             raise UsageError("this experiment has no --data")
-        stream, held_out = open_corpus(
+        return open_corpus(
             experiment.data,
             experiment.weights,
             weights_from_elsewhere=experiment.weights_from_elsewhere,
-            rows_per_step=1,
             held_out=tier.held_out,
-            seed=self.seed,
+            held_out_from=experiment.held_out,
+            base_tokens=tier.base_steps * tier.tokens_per_step if experiment.model is None else 0,
         )
-        stream.rows_per_step = max(tier.tokens_per_step // stream.seq_len, 1)
-        return stream, held_out
 
     @cached_property
     def stream(self) -> Stream:
-        """The data that arms train on."""
+        """The data of this seed's arms, as they come."""
         tier = self.experiment.tier
         if self.experiment.data is not None:
-            return self.corpus[0]
-        rows = tier.tokens_per_step // tier.seq_len
-        return make_synthetic_stream(tier.seq_len, rows, tier.steps, self.seed)
+            return self.corpus.stream(self.corpus.arms, tier.tokens_per_step, self.seed)
+        return make_synthetic_stream(tier.seq_len, tier.tokens_per_step // tier.seq_len, tier.steps, self.seed)
+
+    def base_stream(self) -> Batches:
+        """The short rows that the base of this number is trained on; no arm reads any of them."""
+        tier, seed = self.experiment.tier, BASE_SEED + self.seed
+        if self.experiment.data is not None:
+            corpus = self.corpus
+            return ShortenedStream(corpus.stream(corpus.base, tier.tokens_per_step, seed), tier.base_len)
+        rows = tier.tokens_per_step // tier.base_len
+        return SyntheticStream(seq_len=tier.base_len, rows_per_step=rows, steps=tier.base_steps, seed=seed)
+
+    def arm_stream(self, arm: Arm) -> Stream:
+        """The data of an arm: this seed's, or fresh rows drawn for the tail's share that it asks for."""
+        stream = self.stream
+        if arm.tail_share is None:
+            return stream
+        if not isinstance(stream, CorpusStream):
+            raise UsageError(f"{arm.name} draws rows from a dataset; leave it out of --arms, or give --data")
+        rows = count_steps(self.experiment.tier.steps, arm) * stream.rows_per_step
+        try:
+            return stream.resample(arm.tail_share, max(rows, 1))
+        except UsageError as error:
+            raise UsageError(f"{arm.name}: {error}; choose a smaller alpha, or leave it out of --arms") from None
 
     @property
     def tail_from(self) -> int:
@@ -130,8 +200,9 @@ class Job:
     def new_model(self) -> nn.Module:
         """The model before any training."""
         if self.experiment.model is not None:
-            # Measures use documents of up to twice the trained length.
-            length, device = 2 * self.stream.seq_len, self.experiment.device
+            # The text suite uses texts of up to twice the trained length.
+            times = 2 if self.experiment.tier.ruler_items else 1
+            length, device = times * self.stream.seq_len, self.experiment.device
             return load_model(self.experiment.model, self.stream.vocab_size, length=length, device=device)
         tier = self.experiment.tier
         torch.manual_seed(self.seed)

@@ -18,45 +18,66 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from exact_prep.validation.items import Items
     from exact_prep.validation.jobs import Experiment, Job
 
 
-def measure(job: Job, model: nn.Module) -> dict[str, float]:
-    """Take all measures of a trained model. The held-out data are the same for every arm and seed."""
+def measure(job: Job, model: nn.Module) -> tuple[dict[str, Items], dict[str, float]]:
+    """Take all measures of a trained model: by held-out item, and those of which only the mean is known.
+
+    The held-out data are the same for every arm and seed. A run of the sweep has only the loss of the mixture.
+    """
     experiment, tier = job.experiment, job.experiment.tier
-    device = experiment.device
+    device, tail_from = experiment.device, job.tail_from
     if experiment.data is None:
-        length = 2 * tier.seq_len
-        rng = np.random.default_rng(4242)
-        held_out = [
-            make_batch([(make_document(rng, length)[0], np.array([length], np.int32))]) for _ in range(tier.held_out)
-        ]
-        mixture = SyntheticStream(seq_len=tier.seq_len, rows_per_step=1, steps=tier.held_out, seed=4242)
-        rows = [mixture.batch(step) for step in range(tier.held_out)]
-        losses = probes.loss_by_bucket(model, held_out, device)
-        if tier.short_documents:
-            rng = np.random.default_rng(4243)
-            short = make_batch(
-                [(make_document(rng, 8)[0], np.array([8], np.int32)) for _ in range(tier.short_documents)]
-            )
-            losses["loss 0-7"] = probes.loss_by_bucket(model, [short], device)["loss 0-7"]
-        return {
-            **losses,
-            **probes.mixture_loss(model, rows, job.tail_from, device),
-            **probes.recall_by_distance(model, length, tier.held_out, 4242, device),
-            **probes.evidence_ablation(model, tier.distances, 4242, device, questions=tier.questions),
-        }
-    stream, held_out = job.corpus
-    measures = probes.loss_by_bucket(model, held_out, device)
-    measures |= probes.mixture_loss(model, held_out, job.tail_from, device)
-    codec = load_codec(experiment.data)
+        return measure_synthetic(job, model), {}
+    stream, held_out = job.stream, job.corpus.held_out
+    losses, mixture = probes.measure_losses(model, held_out, tail_from, device)
+    if job.sweeps:
+        return mixture, {}
+    measures = losses | mixture
+    if tier.context_gain:
+        measures |= probes.context_gain(model, held_out, choose_visible(tail_from, stream.seq_len), tail_from, device)
+    codec, plain = load_codec(experiment.data), {}
     if codec and tier.ruler_items:
         lengths = (stream.seq_len // 2, stream.seq_len, 2 * stream.seq_len)
         makers = ruler.MAKERS | (nolima.load_makers(experiment.nolima) if experiment.nolima else {})
         measures |= ruler.run_suite(model, codec, lengths, tier.ruler_items, 4242, device, makers)
     if codec and experiment.harness:
-        measures |= harness.evaluate(model, codec, list(experiment.harness), device)
+        plain = harness.evaluate(model, codec, list(experiment.harness), device)
+    return measures, plain
+
+
+def measure_synthetic(job: Job, model: nn.Module) -> dict[str, Items]:
+    """The measures of synthetic recall: the mixture on rows as in training, others on long ones."""
+    tier, device, length = job.experiment.tier, job.experiment.device, 2 * job.experiment.tier.seq_len
+    rows = SyntheticStream(seq_len=tier.seq_len, rows_per_step=1, steps=tier.held_out, seed=4242)
+    _, mixture = probes.measure_losses(model, map(rows.batch, range(tier.held_out)), job.tail_from, device)
+    if job.sweeps:
+        return mixture
+    rng = np.random.default_rng(4242)
+    held_out = [
+        make_batch([(make_document(rng, length)[0], np.array([length], np.int32))]) for _ in range(tier.held_out)
+    ]
+    losses, _ = probes.measure_losses(model, held_out, job.tail_from, device)
+    if tier.short_documents:
+        rng = np.random.default_rng(4243)
+        short = make_batch([(make_document(rng, 8)[0], np.array([8], np.int32)) for _ in range(tier.short_documents)])
+        losses["loss 0-7"] = probes.measure_losses(model, [short], job.tail_from, device)[0]["loss 0-7"]
+    measures = losses | mixture
+    if tier.context_gain:
+        visible = choose_visible(job.tail_from, length)
+        measures |= probes.context_gain(model, held_out, visible, job.tail_from, device)
+    if tier.questions:
+        measures |= probes.recall_by_distance(model, length, tier.held_out, 4242, device)
+        measures |= probes.evidence_ablation(model, tier.distances, 4242, device, questions=tier.questions)
     return measures
+
+
+def choose_visible(tail_from: int, length: int) -> tuple[int, ...]:
+    """The measures of synthetic recall: of the mixture on rows as in training, others on longer ones."""
+    doubles = [tail_from << n for n in range(20) if (tail_from << n) + tail_from < length]
+    return tuple(k for k in (tail_from // 4, tail_from // 2, *doubles) if k > 0)
 
 
 def load_codec(directory: Path) -> ruler.Codec | None:

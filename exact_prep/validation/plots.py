@@ -1,28 +1,44 @@
-"""Plots an experiment: loss by effective context, gain and recall by distance of the evidence; one line per arm."""
+"""Plots an experiment, readable in grey.
+
+`plot` draws small multiples: a column per arm, a row per kind of measure, and the sweep of the learning rate.
+`plot_primary` draws the primary measure of all arms in one column of a paper. Both say how many seeds, which model.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from exact_prep.errors import UsageError
-from exact_prep.validation.differences import parse_distance
+from exact_prep.validation.differences import lower_is_better, parse_distance
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exact_prep.validation.results import Results
+    from exact_prep.validation.results import Difference, Results
 
-PANELS = (
-    ("loss", "held-out loss by effective context", "difference to uniform, nats (lower is better)"),
-    ("gain", "what evidence is worth, by its distance", "difference to uniform, nats (higher is better)"),
-    ("recall", "recall by distance of the evidence", "difference to uniform (higher is better)"),
-)
-COLOURS = {"exact": "#d9480f", "flat": "#e8a33d", "mirror": "#1c7ed6", "permuted": "#7048e8", "null": "#adb5bd"}
-CONTROLS = {"lr": "#2b8a3e", "steps": "#66a80f"}
+KINDS = {
+    "context": "context gain",
+    "loss": "held-out loss",
+    "gain": "worth of evidence",
+    "recall": "recall",
+    "match": "text suite",
+}
+COLUMN_INCHES = 3.3
+"""One column of a two-column paper."""
 
 
-def plot(results: Results, path: Path) -> None:
-    """Write the plots to `path`; its suffix sets the format (.png, .svg). Raises UsageError without matplotlib."""
+def describe(results: Results) -> str:
+    """The caption: model, tokens, seeds, interval."""
+    steps = next((run for run in results.runs if run.arm == "uniform"), None)
+    return (
+        f"{results.parameters / 1e6:.1f}M parameters, base {results.base_tokens / 1e6:.1f}M tokens, "
+        f"arms {(steps.tokens if steps else 0) / 1e6:.2f}M; n = {len(results.seeds)} seeds on {results.bases} base(s), "
+        f"bars: 95 % over seeds and held-out items; tail from {results.tail_from}"
+    )
+
+
+def import_pyplot() -> Any:
+    """Matplotlib without a screen; raises UsageError if it is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -30,49 +46,84 @@ def plot(results: Results, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    kinds = {d.measure.partition(" ")[0] for d in results.differences}
-    panels = [panel for panel in PANELS if panel[0] in kinds]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.4), squeeze=False)
-    for axis, (kind, title, label) in zip(axes[0], panels, strict=True):
-        draw_panel(axis, results, kind)
-        axis.set_title(title, fontsize=11, loc="left")
-        axis.set_ylabel(label, fontsize=9)
-    axes[0][0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
+    return pyplot
+
+
+def plot(results: Results, path: Path) -> None:
+    """Write the small multiples to `path`; its suffix sets the format. Raises UsageError without matplotlib."""
+    pyplot = import_pyplot()
+    found = [d for d in results.differences if d.against == "uniform"]
+    kinds = [kind for kind in KINDS if any(d.measure.startswith(f"{kind} ") for d in found)] or ["loss"]
+    arms = [arm for arm in results.arms if arm != "uniform"] or ["uniform"]
+    columns = len(arms) + bool(results.sweep)
+    figure, axes = pyplot.subplots(
+        len(kinds), columns, figsize=(1.7 * columns + 0.8, 1.9 * len(kinds) + 0.7), sharey="row", squeeze=False
+    )
+    for row, kind in zip(axes, kinds, strict=True):
+        better = "lower" if lower_is_better(kind) else "higher"
+        row[0].set_ylabel(f"{KINDS[kind]}\nminus uniform ({better} is better)", fontsize=8)
+        for axis, arm in zip(row, arms, strict=False):
+            draw_panel(axis, [d for d in found if d.arm == arm and d.measure.startswith(f"{kind} ")], results)
+    for axis, arm in zip(axes[0], arms, strict=False):
+        axis.set_title(arm, fontsize=10)
+    if results.sweep:
+        for axis in axes[:, -1]:
+            axis.remove()
+        draw_sweep(figure.add_subplot(len(kinds), columns, columns), results)
+    figure.suptitle(describe(results), fontsize=8, x=0.01, y=0.01, ha="left", va="bottom")
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def draw_panel(axis: Any, results: Results, kind: str) -> None:
-    """Draw one kind of measure: a line per arm with its 95 % interval; the tail is shaded."""
-    farthest = 0
-    for arm in results.arms:
-        points = (
-            sorted(
-                (place, d)
-                for d in results.differences
-                if d.arm == arm
-                and d.against == "uniform"
-                and d.measure.startswith(f"{kind} ")
-                and (place := parse_distance(d.measure)) is not None
-            )
-            if arm != "uniform"
-            else []
-        )
-        if not points:
-            continue
-        name, _, alpha = arm.partition("@")
-        colour = {**COLOURS, **CONTROLS}[name]
-        x = [max(place, 4) for place, _ in points]
-        farthest = max(farthest, *x)
-        style = "--" if alpha else ":" if name in CONTROLS else "-"
-        axis.plot(x, [d.mean for _, d in points], style, color=colour, marker="o", markersize=3, label=arm)
-        axis.fill_between(x, [d.low for _, d in points], [d.high for _, d in points], color=colour, alpha=0.12)
+def draw_panel(axis: Any, found: list[Difference], results: Results) -> None:
+    """One arm's differences to uniform by context or distance; the tail is shaded."""
+    known = [(place, d) for d in found if (place := parse_distance(d.measure)) is not None]
+    points = sorted(known, key=lambda point: point[0])
+    axis.axhline(0, color="0.4", linewidth=0.8)
     axis.set_xscale("log", base=2)
+    if points:
+        x = [max(place, 4) for place, _ in points]
+        errors = [(d.high - d.low) / 2 for _, d in points]
+        axis.errorbar(x, [d.mean for _, d in points], errors, color="black", marker="o", markersize=3, linewidth=1)
+        axis.axvspan(results.tail_from, max(*x, results.tail_from + 1), color="0.92", zorder=-1)
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.axvspan(results.tail_from, max(farthest, results.tail_from), color="#f1f3f5", zorder=-1)
-    axis.axvline(results.seq_len, color="#868e96", linewidth=0.8, linestyle="--")
-    axis.set_xlabel("tokens (shaded: the tail; dashed: trained length)", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=7)
+    axis.set_xlabel("tokens", fontsize=7)
+
+
+def draw_sweep(axis: Any, results: Results) -> None:
+    """Uniform's held-out loss by learning rate; the chosen one is marked."""
+    points = [(point.lr, point.loss) for point in results.sweep if point.loss is not None]
+    axis.plot([lr for lr, _ in points], [loss for _, loss in points], color="black", marker="o", markersize=3)
+    axis.axvline(results.lr, color="0.6", linestyle="--", linewidth=0.8)
+    axis.set_xscale("log", base=10)
+    axis.set_xticks([lr for lr, _ in points], [f"{lr:g}" for lr, _ in points], rotation=90)
+    axis.set_xticks([], minor=True)
+    axis.set_title("uniform: loss by lr", fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=7)
+
+
+def plot_primary(results: Results, path: Path) -> bool:
+    """Write the primary measure of all arms, one column wide, to `path`; false if it was not measured."""
+    found = [d for d in results.differences if d.against == "uniform" and d.measure == results.primary]
+    if not found:
+        return False
+    pyplot = import_pyplot()
+    figure, axis = pyplot.subplots(figsize=(COLUMN_INCHES, 0.24 * len(found) + 1.0))
+    places = range(len(found), 0, -1)
+    errors = [(d.high - d.low) / 2 for d in found]
+    axis.errorbar([d.mean for d in found], list(places), xerr=errors, fmt="o", color="black", markersize=3, linewidth=1)
+    axis.set_yticks(list(places), [d.arm for d in found])
+    axis.axvline(0, color="0.4", linewidth=0.8)
+    axis.tick_params(labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel(f"{KINDS['context']} at {results.tail_from} tokens and more,\nnats above uniform", fontsize=8)
+    words = describe(results).split("; ")
+    figure.text(0.01, 0.01, "\n".join(words), fontsize=4.5)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path)
+    pyplot.close(figure)
+    return True

@@ -1,6 +1,9 @@
 """Probes of a trained model, by effective context or by distance of the evidence.
 
-    loss      held-out loss by bucket of effective left context, also beyond the trained length; lower is better
+    context   context gain, for any text and model: held-out loss with only the last k tokens visible, minus the loss
+              with all visible, on targets that have a given number of tokens before these k. `context 256` is what
+              tokens 256 and more back are worth, in nats; the primary measure is the one at tau
+    loss      held-out loss by bucket of effective left context; lower is better
     mixture   held-out loss on rows as in training, lower is better: of all targets (`all`), and of those below the tail
               (`short`), which shows whether short contexts get worse
     recall    share of correct values for keys seen before, by distance of the last mention (synthetic data)
@@ -19,72 +22,126 @@ import numpy as np
 import torch
 
 from exact_prep.validation.decoder import cross_entropy, left_contexts
+from exact_prep.validation.items import Items, group_items, make_items
 from exact_prep.validation.synthetic_data import KEY_COUNT, KEYS, START, VALUE_COUNT, VALUES, draw_filler, make_document
 from exact_prep.validation.training_batches import Batch, make_batch
 from exact_prep.weighing.context import bucket_edges, find_bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import nn
 
+WINDOW_TOKENS = 1 << 14
+"""Tokens of shortened contexts that the model reads at once."""
 
-def loss_by_bucket(model: nn.Module, batches: Iterable[Batch], device: str = "cpu") -> dict[str, float]:
-    """Mean loss per bucket of effective left context, and over all supervised targets."""
+
+def measure_losses(
+    model: nn.Module, batches: Iterable[Batch], tail_from: int, device: str = "cpu"
+) -> tuple[dict[str, Items], dict[str, Items]]:
+    """Mean loss per bucket of effective left context and over all targets; and of the mixture. Items are batches."""
     sums, counts = sum_losses(model, batches, device)
     edges = bucket_edges(64).tolist()
-    measures = {f"loss {edges[b]}-{edges[b + 1] - 1}": float(sums[b] / counts[b]) for b in range(60) if counts[b] > 0}
-    return measures | {"loss all": float(sums.sum() / counts.sum())}
-
-
-def mixture_loss(model: nn.Module, batches: Iterable[Batch], tail_from: int, device: str = "cpu") -> dict[str, float]:
-    """Mean loss of all supervised targets, and of those in buckets below the tail."""
-    sums, counts = sum_losses(model, batches, device)
-    short = torch.from_numpy(bucket_edges(64)[:-1] < tail_from)
-    return {
-        "mixture short": float(sums[short].sum() / counts[short].sum()),
-        "mixture all": float(sums.sum() / counts.sum()),
+    losses = {
+        f"loss {edges[b]}-{edges[b + 1] - 1}": Items(sums[:, b], counts[:, b]) for b in range(60) if counts[:, b].any()
     }
+    every = Items(sums.sum(1), counts.sum(1))
+    short = bucket_edges(64)[:-1] < tail_from
+    mixture = {"mixture short": Items(sums[:, short].sum(1), counts[:, short].sum(1)), "mixture all": every}
+    return losses | {"loss all": every}, mixture
 
 
 @torch.no_grad()
-def sum_losses(model: nn.Module, batches: Iterable[Batch], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of losses and number of supervised targets per bucket, each float64[64]."""
-    sums, counts = torch.zeros(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64)
+def sum_losses(model: nn.Module, batches: Iterable[Batch], device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of losses and number of supervised targets per batch and bucket, each float64[N, 64]."""
+    sums, counts = [], []
     model.eval()
     for batch in batches:
         on = batch.to(device)
-        losses = cross_entropy(model(on.ids, on.edges), on.ids).double().cpu()
-        contexts = left_contexts(batch.edges)
-        buckets = (contexts.clamp(min=4).log2().floor().long() - 2).clamp(min=0)
-        sums.index_add_(0, buckets[batch.supervised], losses[batch.supervised])
-        counts.index_add_(0, buckets[batch.supervised], torch.ones_like(losses[batch.supervised]))
-    return sums, counts
+        losses = cross_entropy(model(on.ids, on.edges), on.ids).double().cpu()[batch.supervised].numpy()
+        contexts = left_contexts(batch.edges)[batch.supervised].clamp(min=4)
+        buckets = (contexts.log2().floor().long() - 2).clamp(min=0).numpy()
+        sums.append(np.bincount(buckets, losses, 64))
+        counts.append(np.bincount(buckets, minlength=64).astype(np.float64))
+    return np.array(sums), np.array(counts)
+
+
+@torch.no_grad()
+def context_gain(
+    model: nn.Module, batches: Iterable[Batch], visible: Sequence[int], hidden: int, device: str = "cpu"
+) -> dict[str, Items]:
+    """For each k of `visible`: the loss with the last k tokens visible minus that with all. Items are batches.
+
+    Targets are those with at least k + `hidden` tokens before them. A quarter of k targets share a window, so between k
+    and 1.25 k tokens are visible: windows that began anew for each target would cost k tokens per target, not 5.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    model.eval()
+    for batch in batches:
+        on = batch.to(device)
+        whole = cross_entropy(model(on.ids, on.edges), on.ids).double().cpu()
+        for k in visible:
+            short, places = shortened_losses(model, on, list(cut_windows(batch.edges, k, hidden)))
+            scored = batch.supervised[places]
+            gains = (short - whole[places])[scored]
+            found.setdefault(f"context {k}", []).append((float(gains.sum()), float(scored.sum())))
+    values = {name: np.array(own).T for name, own in found.items()}
+    return {name: Items(*own) for name, own in values.items() if own[1].any()}
+
+
+def cut_windows(edges: torch.Tensor, visible: int, hidden: int) -> Iterator[tuple[int, int, int]]:
+    """Windows as (start, first target, stop): k = `visible` tokens, and then the targets that are scored there."""
+    step = max(visible // 4, 1)
+    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        for first in range(start + visible + hidden, stop, step):
+            yield first - visible, first, min(first + step, stop)
+
+
+def shortened_losses(
+    model: nn.Module, batch: Batch, windows: list[tuple[int, int, int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of the windows' targets with nothing visible before their window, float64[N]; and their places, int64[N].
+
+    `batch` is on the model's device, the results are on the CPU.
+    """
+    losses, places = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
+    while windows:
+        fits = int(np.searchsorted(np.cumsum([stop - start for start, _, stop in windows]), WINDOW_TOKENS))
+        some, windows = windows[: max(fits, 1)], windows[max(fits, 1) :]
+        taken = torch.cat([torch.arange(start, stop) for start, _, stop in some])
+        scored = torch.cat([torch.arange(start, stop) >= first for start, first, stop in some])
+        ids = batch.ids[taken.to(batch.ids.device)]
+        edges = torch.tensor([0, *np.cumsum([stop - start for start, _, stop in some]).tolist()])
+        logits = model(ids, edges.to(ids.device))
+        losses.append(cross_entropy(logits, ids).double().cpu()[scored])
+        places.append(taken[scored])
+    return torch.cat(losses), torch.cat(places)
 
 
 @torch.no_grad()
 def recall_by_distance(
     model: nn.Module, length: int, documents: int, seed: int, device: str = "cpu"
-) -> dict[str, float]:
-    """Share of correct values for repeated keys of held-out documents, per bucket of distance."""
+) -> dict[str, Items]:
+    """Share of correct values for repeated keys of held-out documents, per bucket of distance. Items are documents."""
     rng = np.random.default_rng([seed, 1])
-    right: dict[int, list[bool]] = {}
+    right: dict[int, list[list[float]]] = {}
     model.eval()
-    for _ in range(documents):
+    for document in range(documents):
         tokens, targets = make_document(rng, length)
         batch = make_batch([(tokens, np.array([length], np.int32))]).to(device)
         said = model(batch.ids, batch.edges)[:, VALUES : VALUES + VALUE_COUNT].argmax(-1).cpu() + VALUES
         for place, distance in zip(targets.positions, targets.distances, strict=True):
-            right.setdefault(find_bucket(distance), []).append(int(said[place - 1]) == int(tokens[place]))
+            own = right.setdefault(find_bucket(distance), [[] for _ in range(documents)])
+            own[document].append(float(said[place - 1] == tokens[place]))
     edges = bucket_edges(64).tolist()
-    return {f"recall {edges[b]}-{edges[b + 1] - 1}": float(np.mean(right[b])) for b in sorted(right)}
+    return {f"recall {edges[b]}-{edges[b + 1] - 1}": group_items(right[b]) for b in sorted(right)}
 
 
 @torch.no_grad()
 def evidence_ablation(
     model: nn.Module, distances: Iterable[int], seed: int, device: str = "cpu", *, questions: int = 48
-) -> dict[str, float]:
-    """Gain and margin of evidence at each distance, measured on documents made by `make_question`."""
+) -> dict[str, Items]:
+    """Gain and margin of evidence at each distance, on documents made by `make_question`. Items are questions."""
     measures = {}
     model.eval()
     for distance in distances:
@@ -97,8 +154,8 @@ def evidence_ablation(
             present, ablated = asked.float().log_softmax(-1).cpu()
             gains.append(float(present[value] - ablated[value]))
             margins.append(float(present[value] - present[foil]))
-        measures[f"gain {distance}"] = float(np.mean(gains))
-        measures[f"margin {distance}"] = float(np.mean(margins))
+        measures[f"gain {distance}"] = make_items(gains)
+        measures[f"margin {distance}"] = make_items(margins)
     return measures
 
 

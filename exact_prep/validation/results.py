@@ -20,7 +20,7 @@ class Settings(Record):
     tool_version: str
     tier: str
     data: str
-    """`synthetic`, or the directory of a packed dataset."""
+    """`synthetic`, `text` (found on the machine), or the directory of a packed dataset."""
     data_checksum: str
     """Checksum of the dataset's weights.json, which also identifies its tokens; empty for synthetic data."""
     model: str
@@ -30,8 +30,17 @@ class Settings(Record):
     """Directory of the NoLiMa needle set; empty without it."""
     harness: str = ""
     """Tasks of lm-evaluation-harness, joined by commas."""
+    sweep: str = ""
+    """Factors of the learning rate that uniform was tried with, joined by commas; empty if the rate is given."""
     sizes: dict[str, int | float]
     """Sizes of models, rows and schedules."""
+
+
+class ItemSums(Record):
+    """A measure by held-out item (row, document or question), so that intervals hold their noise."""
+
+    sums: tuple[float, ...]
+    counts: tuple[float, ...]
 
 
 class Run(Record):
@@ -40,25 +49,40 @@ class Run(Record):
     settings: Settings
     arm: str
     seed: int
+    lr: float
+    """Largest learning rate of the schedule; 0 if the model was only measured."""
     steps: int
-    final_loss: float
-    """Weighted training loss of the last step."""
+    tokens: int
+    """Tokens of all rows that were read."""
+    distinct_tokens: int
+    """Of rows that are different: fewer if data repeat."""
+    diverged: bool = False
+    """Whether a loss or a measure was not a finite number; then there are no measures."""
+    final_loss: float | None
+    """Weighted training loss of the last step; None if it is not finite, or there was no step."""
     measures: dict[str, float]
-    """By name: `loss 256-511`, `mixture short`, `recall 256-511`, `gain 768`, `match vt@1024`."""
+    """By name: `context 256`, `loss 256-511`, `mixture short`, `recall 256-511`, `gain 768`, `match vt@1024`."""
+    items: dict[str, ItemSums] = {}
+    """By name of the measure; left out in results.json."""
 
 
 class Difference(Record):
-    """One arm minus another, for one measure, paired by seed."""
+    """One arm minus another, for one measure, paired by seed and by held-out item."""
 
     arm: str
     against: str
     measure: str
     mean: float
     low: float
-    """Lower end of the 95 % t-interval over seeds; equal to the mean if there is only one seed, thus no interval."""
+    """Lower end of the 95 % interval over seeds and items; equal to the mean for one seed, which has no interval."""
     high: float
+    p: float | None
+    """Two-sided, not corrected for the number of comparisons; None for one seed."""
+    detectable: float | None
+    """The smallest true difference that this comparison finds in four of five experiments (power 0.8)."""
     seeds: int
-    reading: Literal["better", "worse", "shows nothing", "one seed"]
+    reading: Literal["better", "worse", "shows nothing", "one seed", "at its floor", "at its ceiling"]
+    """`at its floor` (or ceiling): the measure cannot show a difference in these models, so it is not interpreted."""
 
 
 class Reading(Record):
@@ -66,20 +90,53 @@ class Reading(Record):
 
     arm: str
     measure: str
+    primary: bool
+    """Whether this is the one primary measure; the others are a family of their own."""
+    against: tuple[str, ...]
+    """The controls: uniform, and the learning rate that matches the arm's mass (else any)."""
+    p: float
+    """The largest of the controls' p-values, since the arm must beat all of them; 1 if it is not above them all."""
+    p_holm: float
+    """Corrected by Holm's method for all readings of the family, over all EXACT arms."""
     helps: bool
-    """Better than both uniform and lr, each with an interval that excludes zero."""
+    """Better than every control, and `p_holm` below 0.05."""
+
+
+class SweepPoint(Record):
+    """Uniform at one learning rate: the mean over seeds of the mixture's held-out loss."""
+
+    factor: float
+    lr: float
+    loss: float | None
+    """None if a run diverged."""
+    seeds: int
 
 
 class Results(Record):
     """The results of an experiment."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     settings: Settings
     parameters: int
     base_len: int
     seq_len: int
     tail_from: int
     tail_share: float
+    primary: str
+    """The measure that was named before the run: context gain at tau."""
+    lr: float
+    """The learning rate of all arms (1.05 times that, or more, in `lr`): the sweep's best."""
+    sweep: tuple[SweepPoint, ...]
+    bases: int
+    base_tokens: int
+    """Tokens that a base was trained on; 0 for a model from disk."""
+    base_epochs: float
+    """How often a base read each of its rows."""
+    epochs: float
+    """How often a run of normal length read each of its rows: above 1, data repeated."""
+    held_out: int
+    """Rows or documents that everything is measured on."""
+    held_out_tokens: int
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     runs: tuple[Run, ...]

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from exact_prep.validation.items import Items, make_items
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -163,18 +165,18 @@ def run_suite(
     seed: int,
     device: str = "cpu",
     makers: dict[str, Maker] = MAKERS,
-) -> dict[str, float]:
+) -> dict[str, Items]:
     """`match` and `logp` (per answer token) of every task, at every length into which its smallest item fits."""
-    measures: dict[str, float] = {}
+    measures: dict[str, Items] = {}
     model.eval()
     for length in lengths:
         for place, (task, make) in enumerate(makers.items()):
             made = [fit_item(make, length, (seed, place, number), codec) for number in range(items)]
             scores = [score(model, codec, item, device) for item in made if item is not None]
             if scores:
-                match, logp = np.mean(scores, axis=0)
-                measures[f"match {task}@{length}"] = float(match)
-                measures[f"logp {task}@{length}"] = float(logp)
+                match, logp = np.transpose(scores)
+                measures[f"match {task}@{length}"] = make_items(match)
+                measures[f"logp {task}@{length}"] = make_items(logp)
     return measures
 
 

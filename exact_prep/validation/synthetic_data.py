@@ -13,11 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exact_prep.validation.training_batches import Batch, make_batch
 from exact_prep.weighing.exposure import Exposure, measure_lengths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 START, FILLER, KEYS, VALUES = 0, 1, 33, 225
 FILLERS, KEY_COUNT, VALUE_COUNT = 32, 192, 32
@@ -105,16 +110,16 @@ class SyntheticStream:
     """Steps of a run of normal length. Exposure is measured on the batches of such a run."""
     seed: int
     vocab_size: int = VOCABULARY
+    made: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Rows made so far, with their segments."""
 
     @cached_property
-    def rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """All rows that any arm needs: 5 % more than a run of normal length."""
+    def source(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Makes the rows, one after the other."""
         rng = np.random.default_rng([self.seed, self.seq_len])
-        needed = -(-self.steps * 21 // 20) * self.rows_per_step
-        rows: list[tuple[np.ndarray, np.ndarray]] = []
         row, lengths = [], []
         room = self.seq_len
-        while len(rows) < needed:
+        while True:
             tokens, _ = make_document(rng, max(int(rng.lognormal(np.log(MEDIAN_LENGTH), SIGMA)), 2))
             while tokens.size:
                 part, tokens = tokens[:room], tokens[room:]
@@ -122,16 +127,28 @@ class SyntheticStream:
                 lengths.append(part.size)
                 room -= part.size
                 if room == 0:
-                    rows.append((np.concatenate(row), np.array(lengths, np.int32)))
+                    yield np.concatenate(row), np.array(lengths, np.int32)
                     row, lengths, room = [], [], self.seq_len
-        return rows[:needed]
+
+    def take(self, first: int, stop: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The rows from `first` to `stop`, made if they are not."""
+        self.made.extend(islice(self.source, max(stop - len(self.made), 0)))
+        return self.made[first:stop]
 
     @property
     def exposure(self) -> Exposure:
         """The exposure of the batches of a run of normal length."""
-        rows = self.rows[: self.steps * self.rows_per_step]
+        rows = self.take(0, self.steps * self.rows_per_step)
         return measure_lengths(np.concatenate([lengths for _, lengths in rows]))
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """The batches from step `first` on; they never end."""
+        return map(self.batch, count(first))
+
+    def count_distinct(self, rows: int) -> int:
+        """How many different rows are among the first `rows`: all."""
+        return rows
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
-        return make_batch(self.rows[step * self.rows_per_step : (step + 1) * self.rows_per_step])
+        return make_batch(self.take(step * self.rows_per_step, (step + 1) * self.rows_per_step))

@@ -1,4 +1,4 @@
-"""Three sizes of experiment, each with the time that it takes."""
+"""Four sizes of experiment, each with the time that it takes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """The sizes of one experiment. The base is trained at `base_len`; every arm continues it at `seq_len`."""
+    """The sizes of one experiment. A base is trained at `base_len`; every arm continues it at `seq_len`."""
 
-    layers: int
-    width: int
-    heads: int
-    base_len: int
-    base_steps: int
-    base_lr: float
-    seq_len: int
+    layers: int = 2
+    width: int = 96
+    heads: int = 3
+    bases: int = 1
+    """Seed s continues base s modulo `bases`."""
+    base_len: int = 128
+    base_steps: int = 0
+    base_lr: float = 3e-3
+    seq_len: int = 1024
     steps: int
     lr: float
-    tokens_per_step: int
+    """Learning rate that `sweep` multiplies."""
+    sweep: tuple[float, ...] = ()
+    """Factors of `lr` that uniform is tried with, on the first two seeds; the best one is for all arms."""
+    tokens_per_step: int = 4096
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     held_out: int
-    """Documents or rows that loss and recall are measured on."""
-    questions: int
-    """Questions per distance of the ablation probe."""
-    ruler_items: int
+    """Rows or documents that everything is measured on."""
+    questions: int = 0
+    """Questions per distance of the ablation probe, and whether recall is measured."""
+    ruler_items: int = 0
     """Questions per task and length of the text suite, for models that read text."""
     short_documents: int = 0
     """Synthetic documents of eight tokens to measure `loss 0-7` on: even a long one has only seven such targets."""
+    context_gain: bool = True
+    text_bytes: int = 0
+    """Of text found on the machine that is used if no data are given; 0: synthetic recall."""
+    vocab_size: int = 1024
+    """Of the tokenizer that is made of this text."""
+    checkpoint_every: int = 100
+    """Steps."""
 
     @property
     def tail_from(self) -> int:
@@ -43,62 +55,80 @@ class Tier:
 
 
 SMOKE = Tier(
-    layers=2,
-    width=96,
-    heads=3,
-    base_len=128,
     base_steps=150,
-    base_lr=3e-3,
-    seq_len=1024,
     steps=40,
     lr=5e-4,
-    tokens_per_step=4096,
     arms=("uniform", "exact@1", "mirror@1"),
     seeds=(0,),
     held_out=12,
-    questions=8,
-    ruler_items=0,
     short_documents=1024,
+    context_gain=False,
 )
-"""Under two minutes on one core."""
+"""Under 100 CPU-seconds; shows that loss moves where weights are, and can show no more: one seed, no control."""
 
 EXAMPLE = Tier(
-    layers=2,
-    width=96,
-    heads=3,
-    base_len=128,
-    base_steps=600,
-    base_lr=3e-3,
-    seq_len=1024,
-    steps=120,
-    lr=5e-4,
-    tokens_per_step=4096,
-    arms=("uniform", "exact", "exact@1", "flat", "mirror", "permuted", "lr", "steps", "null"),
-    seeds=(0, 1, 2),
-    held_out=20,
-    questions=48,
-    ruler_items=2,
+    bases=2,
+    base_len=64,
+    base_steps=1400,
+    base_lr=4e-3,
+    seq_len=512,
+    steps=200,
+    lr=1e-3,
+    sweep=(0.5, 1, 2, 4, 8),
+    arms=(
+        "uniform",
+        "exact",
+        "exact@1",
+        "flat@1",
+        "upsample@1",
+        "mirror@1",
+        "permuted@1",
+        "lr",
+        "lr@1",
+        "steps@1",
+    ),
+    seeds=(0, 1, 2, 3, 4),
+    held_out=128,
+    questions=24,
+    text_bytes=30_000_000,
 )
-"""Under half an hour on two cores."""
+"""Under two hours on two cores: 0.4M parameters on text."""
 
 GPU = Tier(
     layers=8,
     width=512,
     heads=8,
     base_len=512,
-    base_steps=2000,
+    base_steps=1000,
     base_lr=1e-3,
     seq_len=4096,
-    steps=600,
+    steps=200,
     lr=3e-4,
+    sweep=(0.5, 1, 2, 4),
     tokens_per_step=65536,
-    arms=("uniform", "exact", "exact@1", "flat", "lr"),
+    arms=("uniform", "exact@1", "upsample@1", "lr@1", "exact"),
+    seeds=(0, 1, 2, 3, 4),
+    held_out=96,
+    questions=24,
+    ruler_items=4,
+    short_documents=4096,
+    text_bytes=240_000_000,
+    vocab_size=4096,
+    checkpoint_every=50,
+)
+"""25M parameters, one base of 65M tokens, arms of 13M; `--minutes` makes it as large as the time allows."""
+
+MODEL = Tier(
+    steps=100,
+    lr=2e-5,
+    sweep=(0.5, 1, 2, 4),
+    tokens_per_step=32768,
+    arms=("uniform", "exact", "exact@1", "upsample@1", "lr@1"),
     seeds=(0, 1, 2),
     held_out=48,
-    questions=48,
-    ruler_items=16,
-    short_documents=4096,
+    ruler_items=2,
+    checkpoint_every=50,
 )
-"""Planned for half an hour on one GPU: 25M parameters."""
+"""The user's own checkpoint on the user's own data: --model, --data."""
 
-TIERS = {"smoke": SMOKE, "example": EXAMPLE, "gpu": GPU}
+TIERS = {"smoke": SMOKE, "example": EXAMPLE, "gpu": GPU, "model": MODEL}
