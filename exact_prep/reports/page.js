@@ -328,7 +328,11 @@ function writeHeader() {
 
 function makeCommand(one, options) {
   const words = ["exact-prep", "weigh"];
-  for (const part of one.parts) words.push(part.directory ? quote(part.directory) : one.parts.length > 1 || !part.tokens ? `DATASET-${part.id.slice(0, 8)}` : quote(one.facts.directory));
+  for (const part of one.parts) {
+    const shown = DATA.datasets.find((other) => other.facts.tree_hash === part.id);
+    const directory = part.directory || (shown && shown.facts.directory);
+    words.push(directory ? quote(directory) : `DATASET-${part.id.slice(0, 8)}`);
+  }
   words.push("--alpha", number(options.alpha), "--gamma", number(options.gamma), "--tail-from", String(options.tail_from));
   if (options.window !== null) words.push("--window", String(options.window));
   if (options.eps !== DATA.defaults.eps) words.push("--eps", String(options.eps));

@@ -30,6 +30,6 @@ Read the files in this order.
         plots              the plots: a column per arm
 
 The rule for reading the results was set before any run. `uniform` is tuned first, and every arm trains at its learning
-rate. The primary measure is context gain at tau on held-out data: EXACT helps where it beats both `uniform` and the `lr`
-of its own mass, after Holm's correction over the EXACT arms. Other measures in the tail are a family of their own.
+rate. The primary measure is context gain at tau on held-out data: EXACT helps where it beats both `uniform` and the
+`lr` of its own mass, after Holm's correction over the EXACT arms. Other measures in the tail are a family of their own.
 """

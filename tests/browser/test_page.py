@@ -258,7 +258,7 @@ def test_a_mixture_shows_its_datasets_and_moves_with_its_sliders(tmp_path, token
         pack_here([corpus], tmp_path / name, tokenizer_file)
     both = (tmp_path / "short", tmp_path / "long")
     exact_prep("weigh", *both, "--rates", "0.7,0.3")
-    exact_prep("report", tmp_path / "long", "--html", tmp_path / "page.html")
+    exact_prep("report", tmp_path / "long", tmp_path / "short", "--html", tmp_path / "page.html")
     with visit(tmp_path / "page.html") as page:
         told = report(tmp_path / "long")
         assert [row[-1] for row in read_table(page, "mixture")] == pytest.approx(
@@ -268,8 +268,8 @@ def test_a_mixture_shows_its_datasets_and_moves_with_its_sliders(tmp_path, token
         page.focus("#alpha")
         page.keyboard.press("ArrowRight")
         moved, command = read_figures(page), page.inner_text("#command")
-    assert "--rates 0.7,0.3" in command
-    exact_prep("weigh", *both, "--rates", "0.7,0.3", "--alpha", 0.16)
+    assert command == f"exact-prep weigh {both[0]} {both[1]} --alpha 0.16 --gamma 0.5 --tail-from 16 --rates 0.7,0.3"
+    exact_prep(*command.split()[1:])
     assert moved["tail after"] == pytest.approx(report(tmp_path / "long")["weights"]["weighted_tail_share"], rel=1e-9)
 
 
