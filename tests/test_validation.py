@@ -24,12 +24,13 @@ from exact_prep.records.options import PackingOptions, PackOptions, SourceOption
 from exact_prep.validation import attention, decoder, differences, measurements, nolima, probes, ruler
 from exact_prep.validation.arms import make_arm
 from exact_prep.validation.attention import attend_dense, attend_flex, attend_loop
+from exact_prep.validation.budget import fit_to_time
 from exact_prep.validation.decoder import Decoder, Shape, cross_entropy, left_contexts
 from exact_prep.validation.experiment import run_experiment
 from exact_prep.validation.items import Items, take_means
 from exact_prep.validation.jobs import Experiment, Job
 from exact_prep.validation.packed_data import ShortenedStream, open_corpus
-from exact_prep.validation.plots import plot
+from exact_prep.validation.plots import plot, plot_primary
 from exact_prep.validation.results import SCHEMA, Results, Run, Settings, schema_file
 from exact_prep.validation.synthetic_data import (
     KEY_COUNT,
@@ -772,3 +773,49 @@ def test_uniform_is_tuned_on_the_mixture_and_every_arm_trains_at_its_best_rate(t
     assert lr["lr@1"] == pytest.approx(best.lr * (1 + results.tail_share), rel=1e-6)
     drawn = next(run for run in results.runs if run.arm == "upsample@0.05")
     assert drawn.distinct_tokens <= drawn.tokens == 6 * 512
+
+
+def test_steps_shrink_to_the_time_there_is_and_an_experiment_that_was_begun_keeps_them(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(60, 400), seq_len=128))
+    experiment = tiny_experiment(tmp_path / "out", data)
+    long = replace(experiment, tier=replace(experiment.tier, base_steps=10**6, steps=10**6))
+    fitted = fit_to_time(long, tmp_path / "none", 0.5, 1)
+    assert 20 <= fitted.tier.steps == fitted.tier.base_steps < 10**5
+    with pytest.raises(UsageError, match="give more, or fewer"):
+        fit_to_time(long, tmp_path / "none", 1e-4, 1)
+    begun = run_experiment(replace(experiment, tier=replace(experiment.tier, steps=3)))
+    assert run_experiment(experiment, minutes=1).runs == begun.runs
+
+
+def test_without_a_step_a_model_is_only_measured(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(60, 400), seq_len=128))
+    experiment = tiny_experiment(tmp_path / "out", data)
+    tier = replace(experiment.tier, steps=0, context_gain=True, sweep=(1, 2))
+    results = run_experiment(replace(experiment, tier=tier))
+    (run,) = results.runs
+    assert (run.arm, run.steps, run.lr, run.final_loss) == ("uniform", 0, 0, None)
+    assert {"context 32", "loss 32-63"} <= run.measures.keys()
+    assert results.sweep == results.differences == ()
+
+
+def test_text_found_on_the_machine_is_divided_by_file_and_trains_every_arm(tmp_path):
+    tier = replace(
+        SMOKE, width=24, base_len=16, base_steps=2, seq_len=128, steps=2, tokens_per_step=512, held_out=4,
+        text_bytes=1_000_000, vocab_size=300, context_gain=True,
+    )  # fmt: skip
+    arms = ("exact", "exact@1", "flat@1", "upsample@0.2", "mirror@1", "permuted@1", "lr", "lr@1", "steps@1")
+    experiment = Experiment(tier_name="smoke", tier=tier, arms=arms, seeds=(0, 1), out=tmp_path, found_text=True)
+    results = run_experiment(experiment)
+    assert results.arms == ("uniform", *arms)
+    assert results.primary == "context 32"
+    assert results.settings.data == "text"
+    rows = [exact_prep.open(tmp_path / "text" / name, plain=True) for name in ("train", "held-out")]
+    assert len(rows[0]) > len(rows[1]) > 0
+    found = {(d.arm, d.against) for d in results.differences}
+    assert {("exact@1", "upsample@0.2"), ("exact@1", "lr@1"), ("mirror@1", "uniform")} <= found
+    assert {reading.against for reading in results.readings} <= {("uniform", "lr"), ("uniform", "lr@1")}
+    assert plot_primary(results, tmp_path / "primary.pdf")

@@ -71,6 +71,10 @@ def validate(
     tokens_per_step: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a step.", show_default="the tier's")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Measure this machine's speed first, and make runs fit.", show_default="no limit"),
+    ] = None,
     save_models: Annotated[bool, typer.Option("--save-models", help="Keep trained models of --model.")] = False,
     nolima: Annotated[
         Path | None,
@@ -129,7 +133,9 @@ def validate(
         harness=tuple(harness.split(",")) if harness else (),
     )
     with display:
-        results = run_experiment(experiment, workers=1 if on == "cuda" else workers or count_cores(), emit=display)
+        results = run_experiment(
+            experiment, workers=1 if on == "cuda" else workers or count_cores(), minutes=minutes, emit=display
+        )
     console = Console()
     for part in tables(results, console.width):
         console.print(part)

@@ -6,6 +6,7 @@ Read the files in this order.
         tiers              four sizes of experiment: smoke, example, gpu, model
         arms               the arms: uniform, exact, and the controls
         jobs               an Experiment (what the user asked for) and its Jobs (a base; uniform at a rate; an arm)
+        budget             makes an experiment as large as the time allows
         experiment         runs the jobs, continues after an interruption, writes results.json
     Data
         training_batches   Batch, what a training step sees; Stream, what every data source offers

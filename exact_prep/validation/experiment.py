@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from exact_prep.errors import UsageError
-from exact_prep.pipeline.events import Finished, Note, ignore
+from exact_prep.pipeline.events import Finished, Note, Phase, ignore
 from exact_prep.pipeline.runs import TaskRun
 from exact_prep.stores.local import explained, load, make_directory, save
 from exact_prep.validation.arms import Arm
+from exact_prep.validation.budget import fit_to_time
 from exact_prep.validation.differences import TUNED, compare_arms, name_primary, read_differences
 from exact_prep.validation.huggingface_model import CausalLM
 from exact_prep.validation.items import take_means
@@ -159,13 +160,18 @@ def save_model(model: CausalLM, origin: Path, directory: Path) -> None:
                 shutil.copyfile(origin / name, directory / name)
 
 
-def run_experiment(experiment: Experiment, *, workers: int = 1, emit: Emit = ignore) -> Results:
-    """Run the missing runs and write results.json; `emit` receives events.
+def run_experiment(
+    experiment: Experiment, *, workers: int = 1, minutes: float | None = None, emit: Emit = ignore
+) -> Results:
+    """Run the missing runs and write results.json; `emit` receives events. `minutes` scales steps to the time there is.
 
     Raises UsageError, StorageError, WorkerError.
     """
     make_directory(experiment.out)
     experiment = prepare_data(experiment, emit)
+    if minutes is not None:
+        emit(Phase(text="measuring how fast this machine is"))
+        experiment = fit_to_time(experiment, experiment.out / CLAIM, minutes, workers)
     arms = tuple(dict.fromkeys(("uniform", *experiment.arms))) if experiment.tier.steps else ("uniform",)
     seeds = experiment.seeds if experiment.tier.steps else experiment.seeds[:1]
     first = Job(experiment, "uniform", seeds[0])

@@ -32,6 +32,7 @@ MEDIAN, SIGMA = 0.25, 1.3
 """Of the documents' lengths: median, in bytes per token of a row, so that a third of tokens is tail; and spread."""
 SAMPLE_BYTES = 20_000_000
 """Of text that the tokenizer is made from."""
+FEWEST_FILES = 20
 END = "<|end|>"
 
 
@@ -90,7 +91,7 @@ def find_files(sizes: TextSizes) -> list[Path]:
         room -= len(data)
         if room < 0:
             break
-    if len(chosen) < 50:
+    if len(chosen) < FEWEST_FILES:
         raise UsageError(
             f"below {' and '.join(map(str, roots))} are only {len(chosen)} sources to make text of; give --data DIR, a "
             "dataset that was packed and weighed, or --synthetic"

@@ -49,7 +49,7 @@ def measure(job: Job, model: nn.Module) -> tuple[dict[str, Items], dict[str, flo
 
 
 def measure_synthetic(job: Job, model: nn.Module) -> dict[str, Items]:
-    """The measures of synthetic recall: the mixture on rows as in training, others on long ones."""
+    """The measures of synthetic recall: of the mixture on rows as in training, others on longer ones."""
     tier, device, length = job.experiment.tier, job.experiment.device, 2 * job.experiment.tier.seq_len
     rows = SyntheticStream(seq_len=tier.seq_len, rows_per_step=1, steps=tier.held_out, seed=4242)
     _, mixture = probes.measure_losses(model, map(rows.batch, range(tier.held_out)), job.tail_from, device)
@@ -75,7 +75,7 @@ def measure_synthetic(job: Job, model: nn.Module) -> dict[str, Items]:
 
 
 def choose_visible(tail_from: int, length: int) -> tuple[int, ...]:
-    """The measures of synthetic recall: of the mixture on rows as in training, others on longer ones."""
+    """The numbers of visible tokens of context gain: tau, its half and quarter, and its doubles below `length`."""
     doubles = [tail_from << n for n in range(20) if (tail_from << n) + tail_from < length]
     return tuple(k for k in (tail_from // 4, tail_from // 2, *doubles) if k > 0)
 

@@ -110,7 +110,6 @@ GPU = Tier(
     seeds=(0, 1, 2, 3, 4),
     held_out=96,
     questions=24,
-    ruler_items=4,
     short_documents=4096,
     text_bytes=240_000_000,
     vocab_size=4096,
