@@ -44,6 +44,7 @@ def fit_to_time(experiment: Experiment, claim: Path, minutes: float, workers: in
         sizes = load(Settings, claim).sizes
         kept = replace(tier, base_steps=int(sizes["base_steps"]), steps=int(sizes["steps"]))
         return replace(experiment, tier=kept)
+    torch.set_num_threads(1)  # as runs do
     job = Job(experiment, "uniform", experiment.seeds[0])
     model = job.new_model()
     short = time_steps(job, model, job.base_stream()) if experiment.model is None else 0.0

@@ -137,8 +137,8 @@ class SyntheticStream:
 
     @property
     def exposure(self) -> Exposure:
-        """The exposure of the batches of a run of normal length."""
-        rows = self.take(0, self.steps * self.rows_per_step)
+        """The exposure of the batches of a run of normal length, or of one step."""
+        rows = self.take(0, max(self.steps, 1) * self.rows_per_step)
         return measure_lengths(np.concatenate([lengths for _, lengths in rows]))
 
     def batches(self, first: int) -> Iterator[Batch]:
