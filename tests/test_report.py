@@ -169,6 +169,11 @@ def test_a_page_is_one_file_and_the_same_bytes_again(homes, tmp_path):
     assert (tmp_path / "a.html").stat().st_size < 1_000_000
     both = ("--html", tmp_path / "c.html", "--figure", tmp_path / "c.pdf")
     assert "exclude each other" in exact_prep("report", homes[0], *both, check=2).stderr
+    for other in (("--json",), ("--format", "csv")):
+        error = exact_prep("report", homes[0], "--html", tmp_path / "c.html", *other, check=2).stderr
+        assert f"--html and {other[0]} exclude each other" in error
+    for option in ("--html", "--figure"):
+        assert "s3://" in exact_prep("report", homes[0], option, "s3://bucket/c.html", check=2).stderr
     assert "cannot write" in exact_prep("report", homes[0], "--html", tmp_path / "none/c.html", check=1).stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
 

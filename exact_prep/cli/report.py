@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exact_prep.choices import FigureTheme, FigureWidth, ReportFormat
-from exact_prep.cli.arguments import Config, Datasets, FromElsewhere, WeightsTable
+from exact_prep.cli.arguments import Config, Datasets, FromElsewhere, WeightsTable, check_path
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE.html",
+            callback=check_path,
             help="Write one page that shows all of it, with sliders and sampled rows; it loads nothing from anywhere.",
             show_default=False,
         ),
@@ -55,6 +56,7 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE.pdf|svg|png",
+            callback=check_path,
             help="Write a paper's figure of the dataset, and its caption to FILE.txt. Needs matplotlib.",
             show_default=False,
         ),
@@ -75,8 +77,11 @@ def report(
     from exact_prep.reports import load_facts
     from exact_prep.reports.tables import check_reference, format_facts
 
-    if html is not None and figure is not None:
-        raise UsageError("--html and --figure exclude each other; write one after the other")
+    written = {"--html": html, "--figure": figure}
+    given = [name for name, path in written.items() if path is not None]
+    given += ["--json"] * as_json + ["--format"] * (kind != "terminal" and not as_json)
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other; write one after the other")
     homes = [home for directory in directories for home in find_datasets(directory)]
     facts = [load_facts(home, weights, weights_from_elsewhere=weights_from_elsewhere) for home in homes]
     reference = check_reference(compare_to, facts)
@@ -111,7 +116,7 @@ def write_page(
 ) -> None:
     """Write the page of some datasets."""
     from exact_prep.reports.page import render_page
-    from exact_prep.reports.rows import load_page_datasets
+    from exact_prep.reports.page_data import load_page_datasets
     from exact_prep.stores.local import write_atomically
 
     datasets = load_page_datasets(homes, weights, weights_from_elsewhere=weights_from_elsewhere)

@@ -1,7 +1,7 @@
 """Where supervision goes: one record of facts (`facts`), and its renderings.
 
-`terminal`, `tables` (Markdown, CSV, LaTeX), `figure` (for a paper), `page` (HTML, from `rows` and the files page.html,
-page.css and page.js), and the record's own JSON;
+`terminal`, `tables` (Markdown, CSV, LaTeX), `figure` (for a paper), `page` (HTML, from `page_data` and the files
+page.html, page.css and page.js), and the record's own JSON;
 `glossary` says what the words mean. `simulate` says what other settings would do; `repack` estimates other rows.
 
 One row: its facts (`row`), which one (`row_search`), where its documents came from (`origins`), and its renderings

@@ -21,7 +21,7 @@ from exact_prep.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from exact_prep.reports.rows import PageDataset
+    from exact_prep.reports.page_data import PageDataset
 
 BIBTEX = """@misc{exact2026,
   title = {Where Does Long-Context Supervision Actually Go? Effective-Context Exposure Balancing},

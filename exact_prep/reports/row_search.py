@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from exact_prep.errors import UsageError
-from exact_prep.reader.blocks import split_shard
+from exact_prep.reader.blocks import read_segments, split_shard
 from exact_prep.shards import open_shard
 from exact_prep.shuffle import permutation
 
@@ -46,7 +46,7 @@ def choose_text(reader: RowReader, needle: str) -> Chosen:
     if not needle:
         raise UsageError("--find '' is in every row; give the text to look for")
     first, found = 0, list[int]()
-    for rows in read_rows(reader):
+    for rows in read_segments(reader.dataset):
         segments, owners = split_rows(rows)
         texts = decoder.decode_all(segments)
         held = {owner for text, owner in zip(texts, owners, strict=True) if needle in text}
@@ -66,12 +66,6 @@ def describe_rows(found: list[int]) -> str:
         return "the one row that holds"
     others = ", ".join(f"{row:,}" for row in found[1 : NAMED + 1]) + ", ..." * (len(found) > NAMED + 1)
     return f"the first of {len(found):,} rows (others: {others}) that hold"
-
-
-def read_rows(reader: RowReader) -> Iterator[Rows]:
-    """All rows in order, in blocks of bounded size."""
-    for record in reader.dataset.files.shards:
-        yield from split_shard(open_shard(reader.dataset.path / record.file))
 
 
 def split_rows(rows: Rows) -> tuple[list[list[int]], list[int]]:
