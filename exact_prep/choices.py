@@ -5,6 +5,8 @@ from typing import Literal
 Packing = Literal["concat", "best-fit"]
 OnError = Literal["stop", "reject"]
 Documents = Literal["rows"]
+RowCut = Literal["stored", "disjoint", "shared", "windows", "crops", "fragment", "truncate"]
+"""How a trainer cuts documents into rows; see `weighing.cuts`."""
 SpecialTokens = Literal["text", "special", "error"]
 Backend = Literal["auto", "fastokens", "tokenizers"]
 FileFormat = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "warc", "tar", "hub"]
