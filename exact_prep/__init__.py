@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from exact_prep.version import __version__
 
 if TYPE_CHECKING:
-    from exact_prep.api import pack, verify, weigh
+    from exact_prep.api import measure, pack, verify, weigh
     from exact_prep.reader.lookup import LoadedWeights, load_weights
     from exact_prep.reader.mixture import MixedDataset
     from exact_prep.reader.rows import PackedDataset, Row, open  # noqa: A004
@@ -20,6 +20,7 @@ __all__ = [
     "Row",
     "__version__",
     "load_weights",
+    "measure",
     "open",
     "pack",
     "verify",
@@ -33,6 +34,7 @@ FACE = {
     "PackedDataset": "exact_prep.reader.rows",
     "Row": "exact_prep.reader.rows",
     "open": "exact_prep.reader.rows",
+    "measure": "exact_prep.api",
     "pack": "exact_prep.api",
     "verify": "exact_prep.api",
     "weigh": "exact_prep.api",

@@ -1,4 +1,4 @@
-"""The commands as functions: `exact_prep.pack`, `weigh` and `verify`, with the commands' names, words and defaults.
+"""The commands as functions: `exact_prep.pack`, `weigh`, `measure`, `verify`, with the commands' words and defaults.
 
 Imports nothing slow before a function is called.
 """
@@ -20,15 +20,22 @@ if TYPE_CHECKING:
     from exact_prep.choices import (
         Backend,
         Documents,
+        DocumentsBy,
         InputFormat,
         LossWeights,
+        MeasuredLayout,
         Normalize,
         OnError,
         Packing,
+        RowCut,
         SpecialTokens,
+        TokenType,
+        Trainer,
     )
     from exact_prep.pipeline.events import Emit, Event
     from exact_prep.reader.lookup import LoadedWeights
+    from exact_prep.records.measured import MeasuredExposure
+    from exact_prep.records.options import MeasureOptions
 
     Location = str | PathLike[str]
     Progress = bool | Callable[[Event], None]
@@ -223,6 +230,7 @@ def weigh(
             alpha=alpha,
             gamma=gamma,
             tail_from=tail_from,
+            window=window,
             eps=eps,
             max_weight=max_weight,
             supervise_first=supervise_first,
@@ -244,6 +252,123 @@ def weigh(
         homes = [home for mixture in find_mixtures(places) for home in mixture]
         homes += find_followers(places).values()
         return [load_weights(file) for file in (homes if out is None else [Path(out)])]
+
+
+def measure(
+    layout: MeasuredLayout,
+    paths: Location | Sequence[Location],
+    out: Location,
+    *,
+    seq_len: int | str | None = None,
+    trainer: Trainer | None = None,
+    rows: RowCut | None = None,
+    documents: DocumentsBy | None = None,
+    eos: int | None = None,
+    dtype: TokenType | None = None,
+    order: str | None = None,
+    split: Sequence[float] | None = None,
+    isolated: bool = True,
+    ids_field: str | None = None,
+    mask_field: str | None = None,
+    labels_field: str | None = None,
+    overwrite: bool = False,
+    workers: int | None = 1,
+    lock: bool = True,
+    progress: Progress = True,
+) -> MeasuredExposure:
+    """Measure tokens that others wrote, as a trainer will cut and mask them; returns what exposure.json in `out` says.
+
+    The options are those of `exact-prep measure`; `trainer` is its `--for`. `weigh`, `verify` and `load_weights` take
+    `out` as they take a packed dataset. `workers` and `progress` as in `pack`. Raises UsageError, DatasetError (files
+    that contradict each other or the options), StorageError, WorkerError; Interrupted on Ctrl-C, after which the same
+    call continues.
+    """
+    with showing(progress) as emit:
+        from exact_prep.pipeline import measure as run
+
+        options = make_measure_options(
+            layout,
+            seq_len=seq_len,
+            trainer=trainer,
+            rows=rows,
+            documents=documents,
+            eos=eos,
+            dtype=dtype,
+            order=order,
+            split=split,
+            isolated=isolated,
+            ids_field=ids_field,
+            mask_field=mask_field,
+            labels_field=labels_field,
+        )
+        names = [fspath(name) for name in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
+        return run(names, Path(out), options, overwrite=overwrite, workers=workers, lock=lock, emit=emit)
+
+
+def make_measure_options(
+    layout: MeasuredLayout,
+    *,
+    seq_len: int | str | None,
+    trainer: Trainer | None,
+    rows: RowCut | None,
+    documents: DocumentsBy | None,
+    eos: int | None,
+    dtype: TokenType | None,
+    order: str | None,
+    split: Sequence[float] | None,
+    isolated: bool,
+    ids_field: str | None,
+    mask_field: str | None,
+    labels_field: str | None,
+) -> MeasureOptions:
+    """The options of `measure`, with a trainer's habits, and the layout's, where they are not given; raises UsageError.
+
+    A trainer that does not keep documents apart is refused unless `isolated` is False.
+    """
+    from exact_prep.layouts.foreign import FOREIGN
+    from exact_prep.layouts.trainers import TRAINERS
+    from exact_prep.records.options import MeasureOptions
+
+    if layout not in FOREIGN:
+        raise UsageError(f"there is no layout {layout!r}; it is one of: {', '.join(FOREIGN)}")
+    known, habits = FOREIGN[layout], TRAINERS[trainer] if trainer else None
+    if habits and layout not in habits.layout:
+        raise UsageError(f"--for {trainer}: it reads {' and '.join(habits.layout)}, not {layout}; leave --for out")
+    if habits and not habits.isolates and isolated:
+        raise UsageError(
+            f"--for {trainer}: {habits.note}, so every target sees the whole row before it and the row alone says how "
+            "much; measure it all the same with --not-isolated"
+        )
+    rows = rows or (habits and habits.rows) or known.rows[0]
+    if rows not in known.rows:
+        raise UsageError(f"--rows {rows}: trainers read {layout} as {' or '.join(known.rows)}")
+    documents = documents or (habits and habits.documents)
+    if documents is None and layout != "huggingface":
+        documents = known.documents[0]
+    if documents is not None and documents not in known.documents:
+        raise UsageError(
+            f"--documents {documents}: in {layout} documents are told apart by {' or '.join(known.documents)}"
+        )
+    order = order or (habits.order if habits else "expected" if layout in ("megatron", "tokens") else "file")
+    kind, _, cache = order.partition(":")
+    if kind not in ("expected", "file", "cache") or bool(cache) != (kind == "cache"):
+        raise UsageError(f"--order {order}: it is expected, file, or cache:DIR")
+    return MeasureOptions(
+        layout=layout,
+        trainer=trainer,
+        seq_len=None if seq_len is None else parse_seq_len(seq_len),
+        rows=rows,
+        documents=documents,
+        order=kind,  # type: ignore[arg-type] - checked above
+        cache=cache or None,
+        isolated=isolated,
+        eos_id=eos,
+        dtype=dtype,
+        split=None if split is None else tuple(split),
+        ids_field=ids_field,
+        mask_field=mask_field,
+        labels_field=labels_field,
+    )
 
 
 def verify(

@@ -7,6 +7,16 @@ OnError = Literal["stop", "reject"]
 Documents = Literal["rows"]
 RowCut = Literal["stored", "disjoint", "shared", "windows", "crops", "fragment", "truncate"]
 """How a trainer cuts documents into rows; see `weighing.cuts`."""
+CUTS: dict[RowCut, str] = {
+    "stored": "rows as they are stored",
+    "disjoint": "rows of L tokens",
+    "shared": "windows of L + 1 tokens that share one",
+    "windows": "windows of L + 1 tokens",
+    "crops": "random windows of L + 1 tokens",
+    "fragment": "documents cut at multiples of L, and packed",
+    "truncate": "documents cut after L tokens, and packed",
+}
+"""What reports call them."""
 SpecialTokens = Literal["text", "special", "error"]
 Backend = Literal["auto", "fastokens", "tokenizers"]
 FileFormat = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "warc", "tar", "hub"]
@@ -20,6 +30,14 @@ Normalize = Literal["none", "mean"]
 Split = Literal["train", "validation"]
 LossWeights = Literal["column", "table"]
 Align = Literal["target", "prediction"]
+MeasuredLayout = Literal["megatron", "huggingface", "olmo", "datatrove", "litdata", "tokens"]
+"""Formats of tokens that others wrote. The table in `layouts.foreign` has a row for each."""
+DocumentsBy = Literal["index", "seq_lengths", "position_ids", "attention_mask", "eos", "rows"]
+"""By what a trainer tells documents apart."""
+Order = Literal["expected", "file", "cache"]
+"""The order in which a trainer lays documents end to end."""
+TokenType = Literal["uint16", "uint32", "int32", "int64"]
+Trainer = Literal["megatron", "olmo", "nanotron", "trl", "axolotl", "llama-factory", "nanogpt"]
 ExportFormat = Literal["megatron", "mds", "parquet", "levanter", "numpy", "lut", "row-weights"]
 
 MAX_COUNT = 2**63 - 1

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.records import canonical_json, is_sealed, parse
 from exact_prep.records.manifest import Manifest
-from exact_prep.records.weights import WeightsFile
+from exact_prep.records.measured import MeasuredExposure
+from exact_prep.records.weights import WeighedDataset, WeightsFile
 from exact_prep.shards import features
 from exact_prep.stores import open_store
 from exact_prep.stores.local import digest, explained, read_bytes
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from exact_prep.stores import Store
 
 MANIFEST = "manifest.json"
+EXPOSURE = "exposure.json"
+"""In place of the manifest where the rows are not ours: what `measure` found."""
 WEIGHTS = "weights.json"
 REJECTED = "rejected.jsonl"
 INFO = "dataset_info.json"
@@ -69,6 +72,31 @@ class Dataset:
     def store(self) -> Store:
         """Its directory."""
         return open_store(self.path)
+
+    @property
+    def described(self) -> WeighedDataset:
+        """The dataset as weights.json names it."""
+        return describe(self.manifest)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row."""
+        return self.manifest.seq_len
+
+    @property
+    def longest_context(self) -> int:
+        """The largest effective left context."""
+        return self.manifest.longest_context
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What messages call its tokenizer; empty if it came as ids."""
+        return self.manifest.tokenizer.name
+
+    @property
+    def has_column(self) -> bool:
+        """Whether its shards hold the weights."""
+        return self.manifest.loss_weights == "column"
 
     def read(self, name: str) -> bytes:
         """A file beside the shards; raises DatasetError if it is missing or not what the manifest says."""
@@ -155,6 +183,50 @@ class Dataset:
         return weights
 
 
+def describe(manifest: Manifest) -> WeighedDataset:
+    """A packed dataset as weights.json names it."""
+    return WeighedDataset(
+        id=manifest.tree_hash,
+        rows=manifest.rows,
+        tokenizer=manifest.tokenizer.sha256,
+        exposure=manifest.exposure,
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found in data that others wrote: an exposure, and weights that follow from it, without rows."""
+
+    path: Path
+    record: MeasuredExposure
+
+    has_column = False
+    tokenizer_name = ""
+    shards: tuple[ShardRecord, ...] = ()
+
+    @property
+    def described(self) -> WeighedDataset:
+        """The data as weights.json names them."""
+        return self.record.described
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row."""
+        return self.record.seq_len
+
+    @property
+    def longest_context(self) -> int:
+        """The largest effective left context."""
+        return self.record.longest_context
+
+    def weights(self) -> WeightsFile:
+        """Its weights.json; raises DatasetError if it is missing, damaged, or belongs to other data."""
+        weights = load_weights_file(self.path / WEIGHTS)
+        if not is_named(weights, self):
+            raise DatasetError(f"{self.path / WEIGHTS} belongs to other data; run `exact-prep weigh {self.path}`")
+        return weights
+
+
 def check_outside_datasets(path: Path) -> None:
     """Raise UsageError if `path` lies inside a dataset, as it is named or where links lead."""
     parents = [Path(os.path.abspath(path)).parent, path.parent.resolve()]  # noqa: PTH100 - links are not followed
@@ -168,13 +240,33 @@ def open_dataset(directory: Path) -> Dataset:
     return Dataset(directory.absolute(), load_manifest(directory))
 
 
+def open_measured(directory: Path) -> Measured:
+    """What `measure` wrote into a directory; raises DatasetError, StorageError."""
+    path = directory.absolute() / EXPOSURE
+    data = read_bytes(path)
+    record = parse(MeasuredExposure, data, path)
+    if not is_sealed(data):
+        raise DatasetError(f"{path} was changed after it was written (checksum); measure again, or restore the file")
+    return Measured(directory.absolute(), record)
+
+
+def open_any(directory: Path) -> Dataset | Measured:
+    """The packed dataset or the measurement in a directory; raises DatasetError, StorageError."""
+    return open_measured(directory) if is_measured(directory) else open_dataset(directory)
+
+
+def is_measured(directory: Path) -> bool:
+    """Whether a directory holds what `measure` wrote."""
+    return (directory / EXPOSURE).is_file()
+
+
 def find_datasets(directory: Path) -> list[Path]:
-    """The packed datasets of a directory: itself, or its children named by row length.
+    """The datasets of a directory: itself, packed or measured, or its children named by row length.
 
     Raises DatasetError if there is none, or one that is incomplete; StorageError.
     """
     with explained("read", directory):
-        if (directory / MANIFEST).is_file():
+        if (directory / MANIFEST).is_file() or is_measured(directory):
             return [directory]
         if not directory.exists():
             raise DatasetError(f"{directory} does not exist; make a dataset with `exact-prep pack`")
@@ -249,6 +341,11 @@ def load_manifest(directory: Path) -> Manifest:
     """The manifest of a dataset, checked against its seal; raises DatasetError, StorageError."""
     path = directory / MANIFEST
     if not path.is_file():
+        if is_measured(directory):
+            raise DatasetError(
+                f"{directory} holds a measurement of tokens that others wrote, and no rows; this needs a dataset that "
+                "`exact-prep pack` made"
+            )
         find_datasets(directory)
         several = ", ".join(map(str, find_datasets(directory)))
         raise DatasetError(f"{directory} holds several datasets; name one of them: {several}")
@@ -268,6 +365,13 @@ def load_weights_file(path: Path) -> WeightsFile:
     if not is_sealed(data):
         raise DatasetError(f"{path} was changed after it was written (checksum); run `exact-prep weigh` again")
     return weights
+
+
+def is_named(weights: WeightsFile, dataset: Dataset | Measured) -> bool:
+    """Whether weights were made for a dataset, packed or measured."""
+    if isinstance(dataset, Dataset):
+        return belongs_to(weights, dataset.manifest)
+    return dataset.record.fingerprint in {one.id for one in weights.datasets} and weights.seq_len == dataset.seq_len
 
 
 def belongs_to(weights: WeightsFile, manifest: Manifest) -> bool:

@@ -444,7 +444,20 @@ def test_help_is_quick_and_imports_nothing_slow():
     assert own < max(0.3, 1.5 * empty), pairs
 
 
-COMMANDS = ("pack", "weigh", "report", "simulate", "show", "verify", "export", "config", "explain", "demo", "validate")
+COMMANDS = (
+    "pack",
+    "measure",
+    "weigh",
+    "report",
+    "simulate",
+    "show",
+    "verify",
+    "export",
+    "config",
+    "explain",
+    "demo",
+    "validate",
+)
 
 
 def show_help(*command: str, columns: int = 80) -> list[str]:

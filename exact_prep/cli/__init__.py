@@ -22,6 +22,7 @@ from exact_prep.cli.demo import demo
 from exact_prep.cli.explain import explain
 from exact_prep.cli.export import export
 from exact_prep.cli.help import Command, Group
+from exact_prep.cli.measure import measure
 from exact_prep.cli.pack import pack
 from exact_prep.cli.report import report
 from exact_prep.cli.show import show
@@ -66,7 +67,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (pack, weigh, report, simulate, show, verify, export, config, explain, demo, validate):
+for command in (pack, measure, weigh, report, simulate, show, verify, export, config, explain, demo, validate):
     app.command(cls=Command, help=sys.modules[command.__module__].HELP)(stoppable(command))
 
 

@@ -14,7 +14,7 @@ from exact_prep.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from exact_prep.reports.facts import Facts
+    from exact_prep.reports.facts import Facts, MeasuredFacts
 
 HELP = """Show where supervision goes: targets and weights by effective context, before and after weighing.
 
@@ -124,7 +124,7 @@ def write_page(
     typer.echo(str(path))
 
 
-def write_figure(facts: Sequence[Facts], path: Path, width: FigureWidth, theme: FigureTheme) -> None:
+def write_figure(facts: Sequence[Facts | MeasuredFacts], path: Path, width: FigureWidth, theme: FigureTheme) -> None:
     """Write a figure and its caption; raises UsageError for several datasets, or a suffix that no format has."""
     from exact_prep.reports.figure import caption, draw_bytes
     from exact_prep.stores.local import write_atomically

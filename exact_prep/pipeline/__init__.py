@@ -9,14 +9,17 @@
     estimate.py  what `pack` will take, from a sample; whether the disk has room for it
     weigh.py     exposure -> weights
     verify.py    a dataset against its own records, with consistency.py
+    measure.py   tokens that others wrote -> exposure
     export.py    a dataset as another trainer's files
 
-Emits events and prints nothing. `pack`, `estimate`, `weigh`, `verify` and `export` are the entry points.
+Emits events and prints nothing. `pack`, `estimate`, `measure`, `weigh`, `verify` and `export` are the
+entry points.
 """
 
 from exact_prep.pipeline.export import export
+from exact_prep.pipeline.measure import measure
 from exact_prep.pipeline.pack import estimate, pack
 from exact_prep.pipeline.verify import verify
 from exact_prep.pipeline.weigh import weigh
 
-__all__ = ["estimate", "export", "pack", "verify", "weigh"]
+__all__ = ["estimate", "export", "measure", "pack", "verify", "weigh"]

@@ -18,15 +18,17 @@ from exact_prep.dataset import (
     STATE,
     WEIGHTS,
     Dataset,
+    Measured,
     belongs_to,
+    describe,
     documents_name,
+    is_named,
     load_weights_file,
     make_state,
     table_name,
     tree_hash,
 )
 from exact_prep.errors import DatasetError, ExactPrepError, WeightsError
-from exact_prep.pipeline.publish import describe
 from exact_prep.records import fingerprint
 from exact_prep.records.manifest import DocumentCounts
 from exact_prep.records.tables import SCHEMAS, decode_weights, read_numbers, readable
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.records.manifest import Manifest
-    from exact_prep.records.weights import WeightsFile
+    from exact_prep.records.weights import WeighedDataset, WeightsFile
     from exact_prep.records.work import ShardRecord
 
 
@@ -207,14 +209,22 @@ def check_weights_file(dataset: Dataset, weights: WeightsFile) -> Iterator[str]:
             load_checksums(dataset, weights)
         except ExactPrepError as error:
             yield str(error)
-    yield from check_table(weights, manifest)
+    yield from check_table(weights, describe(manifest))
 
 
-def check_table(weights: WeightsFile, manifest: Manifest) -> Iterator[str]:
-    """Findings about the table: it follows from the exposures and options beside it, and these are the manifest's."""
-    own = next((dataset for dataset in weights.datasets if dataset.id == manifest.tree_hash), None)
-    if own is not None and own.model_copy(update={"rate": 1.0, "divisor": 1.0}) != describe(manifest):
-        yield f"{WEIGHTS}: its exposure is not the manifest's"
+def check_measured(measured: Measured, weights: WeightsFile, path: Path) -> Iterator[str]:
+    """Findings about the weights of a measurement."""
+    if not is_named(weights, measured):
+        yield f"{path} belongs to other data; run `exact-prep weigh {measured.path}`"
+        return
+    yield from (f"{measured.path}: {text}" for text in check_table(weights, measured.described))
+
+
+def check_table(weights: WeightsFile, described: WeighedDataset) -> Iterator[str]:
+    """Findings about the table: it follows from the exposures and options beside it, and these are the dataset's."""
+    own = next((dataset for dataset in weights.datasets if dataset.id == described.id), None)
+    if own is not None and own.model_copy(update={"rate": 1.0, "divisor": 1.0}) != described:
+        yield f"{WEIGHTS}: its exposure is not that of the dataset"
         return
     if weights.kind == "plain":
         return
@@ -238,7 +248,7 @@ def check_table_file(dataset: Dataset, path: Path) -> Iterator[str]:
     if not belongs_to(weights, dataset.manifest):
         yield f"its table was not made for {dataset.path}"
         return
-    yield from check_table(weights, dataset.manifest)
+    yield from check_table(weights, dataset.described)
 
 
 def dump(weights: WeightsFile, name: str) -> Any:

@@ -24,6 +24,7 @@ from exact_prep.dataset import (
     TOKENIZER,
     WEIGHTS,
     WORK,
+    describe,
     make_card,
     make_info,
     make_state,
@@ -43,7 +44,6 @@ from exact_prep.records.tables import (
     encode_tasks,
     encode_weights,
 )
-from exact_prep.records.weights import WeighedDataset
 from exact_prep.shards import ShardWriter
 from exact_prep.sources.formats import FORMATS
 from exact_prep.sources.places import describe_place
@@ -127,16 +127,6 @@ def publish_dataset(
         home.write(name, data)
     home.write(MANIFEST, encode(manifest))
     return manifest
-
-
-def describe(manifest: Manifest) -> WeighedDataset:
-    """A dataset as weights.json names it."""
-    return WeighedDataset(
-        id=manifest.tree_hash,
-        rows=manifest.rows,
-        tokenizer=manifest.tokenizer.sha256,
-        exposure=manifest.exposure,
-    )
 
 
 def write_empty_shard(home: LocalStore, planned: PackPlan, seq_len: int) -> ShardRecord:

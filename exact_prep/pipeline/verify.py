@@ -20,19 +20,24 @@ from exact_prep.dataset import (
     documents_name,
     explain_other_train,
     find_datasets,
+    is_measured,
     load_manifest,
     load_weights_file,
+    open_any,
     open_dataset,
+    open_measured,
 )
 from exact_prep.errors import ExactPrepError, StorageError
 from exact_prep.pipeline.consistency import (
     Records,
+    check_measured,
     check_records,
     check_table_file,
     load_checksums,
     load_records,
 )
 from exact_prep.pipeline.events import Finished, Phase, ignore
+from exact_prep.pipeline.measure import find_differences_to, measure_again
 from exact_prep.pipeline.runs import TaskRun
 from exact_prep.records.manifest import DocumentCounts
 from exact_prep.stages.lengths import sum_lengths
@@ -70,7 +75,8 @@ def verify(
         if holder := find_holder(home):
             raise StorageError(f"{home} is in use by {holder}; verify it when that has ended")
         before = identify_file(home / WEIGHTS)
-        found = verify_dataset(home, quick=quick, workers=workers, weights=weights, emit=emit)
+        check = verify_measured if is_measured(home) else verify_dataset
+        found = check(home, quick=quick, workers=workers, weights=weights, emit=emit)
         if found and ((holder := find_holder(home)) or identify_file(home / WEIGHTS) != before):
             raise StorageError(
                 f"{home} was weighed while it was verified{f' by {holder}' if holder else ''}; verify it again"
@@ -100,7 +106,7 @@ def check_mixtures(homes: Sequence[Path]) -> Iterator[str]:
     for home in homes:
         # What cannot be read was said already.
         with suppress(ExactPrepError):
-            held[open_dataset(home).manifest.tree_hash] = home, load_weights_file(home / WEIGHTS)
+            held[open_any(home).described.id] = home, load_weights_file(home / WEIGHTS)
     for id_, (home, file) in held.items():
         if file.applied_from in held and identify_table(file) != identify_table(held[file.applied_from][1]):
             train = held[file.applied_from][0]
@@ -134,6 +140,21 @@ def verify_dataset(home: Path, *, quick: bool, workers: int | None, weights: Pat
     if weights is not None:
         findings += [f"{weights}: {text}" for text in check_table_file(dataset, weights)]
     return findings + check_shards(dataset, records, file, quick=quick, workers=workers, emit=emit)
+
+
+def verify_measured(home: Path, *, quick: bool, weights: Path | None, workers: int | None, emit: Emit) -> list[str]:
+    """The findings about a measurement: its records, and, unless `quick`, what reading the data again gives."""
+    try:
+        measured = open_measured(home)
+        findings = list(check_measured(measured, load_weights_file(home / WEIGHTS), home / WEIGHTS))
+        if weights is not None:
+            findings += check_measured(measured, load_weights_file(weights), weights)
+        if not quick:
+            again = measure_again(measured.record, workers=workers, emit=emit)
+            findings += [f"{home}: {text}" for text in find_differences_to(again, measured.record)]
+    except ExactPrepError as error:
+        return [str(error)]
+    return findings
 
 
 def list_damage(home: Path) -> list[str]:

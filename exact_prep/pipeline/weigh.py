@@ -24,16 +24,17 @@ from exact_prep.dataset import (
     WEIGHTS,
     WORK,
     Dataset,
+    Measured,
     check_outside_datasets,
     find_datasets,
     is_split_in_two,
     make_state,
+    open_any,
     open_dataset,
     table_name,
 )
 from exact_prep.errors import DatasetError, UsageError, WeightsError
 from exact_prep.pipeline.events import Finished, Note, Phase, ignore
-from exact_prep.pipeline.publish import describe
 from exact_prep.pipeline.runs import TaskRun, hold, interruptible
 from exact_prep.records import encode, fingerprint, is_sealed, parse, seal
 from exact_prep.records.tables import encode_weights
@@ -60,7 +61,7 @@ ROUNDING_TOLERANCE = 0.01
 class Job:
     """One table, and the datasets that will hold it: one, or those of a mixture."""
 
-    datasets: tuple[Dataset, ...]
+    datasets: tuple[Dataset | Measured, ...]
     table: WeightTable
     file: WeightsFile
     """weights.json while the job is incomplete."""
@@ -112,7 +113,7 @@ def weigh(
             apply_job(job, dataset, open_dataset(followers[dataset.path]))
             for job in jobs
             for dataset in job.datasets
-            if dataset.path in followers
+            if isinstance(dataset, Dataset) and dataset.path in followers
         ]
         for job in [*jobs, *applied]:
             for dataset in job.datasets:
@@ -140,7 +141,7 @@ def find_mixtures(directories: Sequence[Path]) -> list[list[Path]]:
     found = [leave_out_followers(find_datasets(directory)) for directory in directories]
     if len(found) == 1:
         return [[home] for home in found[0]]
-    lengths = [[open_dataset(home).manifest.seq_len for home in homes] for homes in found]
+    lengths = [[open_any(home).seq_len for home in homes] for homes in found]
     if any(own != lengths[0] for own in lengths):
         listed = "; ".join(
             f"{directory}: {', '.join(f'{length:,}' for length in own)}"
@@ -173,7 +174,7 @@ def find_followers(directories: Sequence[Path]) -> dict[Path, Path]:
 def apply_job(job: Job, train: Dataset, validation: Dataset) -> Job:
     """What gives validation rows the table of the training rows beside them."""
     divisor = find_divisor(job.file, train.manifest.tree_hash)
-    weighed = describe(validation.manifest).model_copy(update={"divisor": divisor})
+    weighed = validation.described.model_copy(update={"divisor": divisor})
     file = job.file.model_copy(update={"datasets": (weighed,), "applied_from": train.manifest.tree_hash})
     return Job(datasets=(validation,), table=job.table, file=file)
 
@@ -210,12 +211,12 @@ def plan_job(
     homes: Sequence[Path], options: WeightOptions, rates: Sequence[float] | None, allow_empty_tail: bool
 ) -> Job:
     """What will be done for the datasets of one table; raises WeightsError, DatasetError, StorageError, UsageError."""
-    datasets = tuple(open_dataset(home) for home in homes)
+    datasets = tuple(open_any(home) for home in homes)
     if options.tail_from is not None:
         check_tail_from(options.tail_from)
-    records = [describe(dataset.manifest) for dataset in datasets]
+    records = [dataset.described for dataset in datasets]
     check_alike(datasets)
-    seq_len = datasets[0].manifest.seq_len
+    seq_len = datasets[0].seq_len
     parts = [
         Part(exposure=Exposure.from_record(record.exposure), tokens=record.rows * seq_len, rate=rate)
         for record, rate in zip(records, rates or [None] * len(records), strict=True)
@@ -234,33 +235,34 @@ def plan_job(
     return Job(datasets=datasets, table=table, file=file)
 
 
-def check_alike(datasets: Sequence[Dataset]) -> None:
+def check_alike(datasets: Sequence[Dataset | Measured]) -> None:
     """Raise UsageError for datasets that cannot be one mixture: the same data twice, or several tokenizers."""
-    seen: dict[str, Dataset] = {}
+    seen: dict[str, Dataset | Measured] = {}
     for dataset in datasets:
-        twin = seen.setdefault(dataset.manifest.tree_hash, dataset)
+        twin = seen.setdefault(dataset.described.id, dataset)
         if twin is not dataset:
+            what = "tree hash" if isinstance(dataset, Dataset) else "fingerprint"
             raise UsageError(
-                f"{twin.path} and {dataset.path} hold the same rows (tree hash {dataset.manifest.tree_hash}); "
+                f"{twin.path} and {dataset.path} hold the same rows ({what} {dataset.described.id}); "
                 "name one of them, with a higher rate if it is to be read more often"
             )
-    known: dict[str, Dataset] = {}
+    known: dict[str, Dataset | Measured] = {}
     for dataset in datasets:
-        if sha256 := dataset.manifest.tokenizer.sha256:
+        if sha256 := dataset.described.tokenizer:
             known.setdefault(sha256, dataset)
     if len(known) > 1:
-        listed = "; ".join(f"{one.path}: {one.manifest.tokenizer.name or sha256}" for sha256, one in known.items())
+        listed = "; ".join(f"{one.path}: {one.tokenizer_name or sha256}" for sha256, one in known.items())
         raise UsageError(f"the datasets of a mixture were packed with one tokenizer, and these differ ({listed})")
 
 
-def explain_empty_tail(datasets: Sequence[Dataset], table: WeightTable) -> str:
+def explain_empty_tail(datasets: Sequence[Dataset | Measured], table: WeightTable) -> str:
     """Why there is nothing to weigh, and what can be done."""
     window = table.options.window
     within = f" within the window of {window:,}" if window else ""
-    longest = max(dataset.manifest.longest_context for dataset in datasets)
+    longest = max(dataset.longest_context for dataset in datasets)
     longest = min(longest, window or longest)
     names = ", ".join(str(dataset.path) for dataset in datasets)
-    if not table.counts.sum() and any(dataset.manifest.rows for dataset in datasets):
+    if not table.counts.sum() and any(dataset.described.rows for dataset in datasets):
         return (
             f"{names}: no target carries loss: every segment has one token, and all weights would be 0; pack longer "
             "documents, let first tokens carry loss with --supervise-first, or write the 0 with --allow-empty-tail"
@@ -323,8 +325,12 @@ def is_table(path: Path) -> bool:
     return is_sealed(data)
 
 
-def weigh_dataset(dataset: Dataset, job: Job, workers: int | None, emit: Emit) -> WeightsFile:
+def weigh_dataset(dataset: Dataset | Measured, job: Job, workers: int | None, emit: Emit) -> WeightsFile:
     """Weigh one dataset of a job in place."""
+    if isinstance(dataset, Measured):
+        complete = seal(job.file.model_copy(update={"state": "complete"}))
+        save(complete, dataset.path / WEIGHTS)
+        return complete
     home, manifest, shards = dataset.path, dataset.manifest, dataset.shards
     names = [shard.file for shard in shards]
     if manifest.loss_weights == "table":
@@ -383,13 +389,13 @@ def find_weighed(home: Path, identity: str) -> dict[str, str]:
     return done
 
 
-def check_shards(dataset: Dataset) -> None:
+def check_shards(dataset: Dataset | Measured) -> None:
     """Before anything is touched: raise DatasetError or StorageError unless all shards are there and may be written.
 
     A shard that is a link, or has several names, is refused: what is written to it would change other copies too, such
     as the blobs of a Hugging Face cache, which several snapshots share.
     """
-    column = dataset.manifest.loss_weights == "column"
+    column = dataset.has_column
     for shard in dataset.shards:
         path = dataset.path / shard.file
         with explained("read", path):
@@ -413,6 +419,8 @@ def check_shards(dataset: Dataset) -> None:
 def recount_exposure(job: Job, workers: int | None, emit: Emit) -> None:
     """Count the exposure of each dataset from its shards and compare it with the manifest's; raises DatasetError."""
     for dataset in job.datasets:
+        if isinstance(dataset, Measured):
+            raise UsageError(f"--recount counts from shards, and {dataset.path} is measured; use `exact-prep verify`")
         home, shards = dataset.path, dataset.shards
         run = TaskRun(f"recount {home}", [shard.bytes for shard in shards], emit=emit)
         paths = {index: home / shard.file for index, shard in enumerate(shards)}
@@ -428,9 +436,11 @@ def recount_exposure(job: Job, workers: int | None, emit: Emit) -> None:
 def emit_notes(job: Job, emit: Emit) -> None:
     """Say what the user should know about a table."""
     table, options, rounding = job.table, job.table.options, job.file.rounding
-    if len(job.datasets) > 1 and (unknown := [one for one in job.datasets if not one.manifest.tokenizer.sha256]):
+    if len(job.datasets) > 1 and (unknown := [one for one in job.datasets if not one.described.tokenizer]):
         names = ", ".join(str(dataset.path) for dataset in unknown)
-        emit(Note(text=f"{names}: packed from ids, so nobody can check that all datasets have the same tokenizer"))
+        emit(
+            Note(text=f"{names}: the tokenizer is not known, so nobody can check that it is the same for all datasets")
+        )
     if not table.counts.sum():
         emit(
             Note(

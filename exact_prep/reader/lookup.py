@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.dataset import WEIGHTS, load_weights_file, open_dataset
+from exact_prep.dataset import WEIGHTS, is_named, load_weights_file, open_any
 from exact_prep.errors import DatasetError, WeightsError
 from exact_prep.reader.columns import position_ids
 from exact_prep.weighing.files import find_divisor, load_table, weight_runs
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from exact_prep.dataset import Dataset, Measured
     from exact_prep.records.weights import WeightsFile
     from exact_prep.weighing.exposure import Exposure
     from exact_prep.weighing.weights import WeightTable
@@ -138,8 +139,8 @@ def load_weights(path: str | PathLike[str]) -> LoadedWeights:
     path = Path(path)
     own = ""
     if path.is_dir():
-        dataset = open_dataset(path)
-        file, weights, own = path / WEIGHTS, dataset.weights(), dataset.manifest.tree_hash
+        dataset = open_any(path)
+        file, weights, own = path / WEIGHTS, dataset.weights(), dataset.described.id
     elif path.is_file():
         file, weights = path, load_weights_file(path)
     else:
@@ -154,3 +155,32 @@ def load_weights(path: str | PathLike[str]) -> LoadedWeights:
     if weights.state != "complete":
         raise DatasetError(f"{file} is incomplete: weigh has not finished; run `exact-prep weigh {directory}` again")
     return LoadedWeights(weights, own or (weights.datasets[0].id if len(weights.datasets) == 1 else ""))
+
+
+def load_table_for(
+    weights: str | PathLike[str], files: Dataset | Measured, *, elsewhere: bool = False
+) -> LoadedWeights:
+    """The table in the file `weights`, for a dataset that need not be its own.
+
+    Raises DatasetError if it was made for rows of another length, for another tokenizer or, unless `elsewhere`, for
+    other datasets.
+    """
+    loaded, described = load_weights(weights), files.described
+    if loaded.seq_len != files.seq_len:
+        raise DatasetError(
+            f"{weights} was made for rows of {loaded.seq_len} tokens, {files.path} has rows of {files.seq_len}; "
+            "make a table for this dataset with `exact-prep weigh --out`"
+        )
+    known = {dataset.tokenizer for dataset in loaded.file.datasets} - {""}
+    if known and described.tokenizer and described.tokenizer not in known:
+        raise DatasetError(
+            f"{weights} was made for another tokenizer than {files.path} was packed with; "
+            "make a table for this dataset with `exact-prep weigh --out`"
+        )
+    if not is_named(loaded.file, files) and not elsewhere:
+        raise DatasetError(
+            f"{weights} was made for other datasets than {files.path}; make a table for this one with "
+            "`exact-prep weigh --out`, or use it all the same with --weights-from-elsewhere "
+            "(weights_from_elsewhere=True)"
+        )
+    return LoadedWeights(loaded.file, described.id)

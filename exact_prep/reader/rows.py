@@ -25,14 +25,13 @@ from exact_prep.dataset import (
     SPLITS,
     WEIGHTS,
     Dataset,
-    belongs_to,
     find_datasets,
     is_split_in_two,
     open_dataset,
 )
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.reader import columns
-from exact_prep.reader.lookup import LoadedWeights, load_weights
+from exact_prep.reader.lookup import LoadedWeights, load_table_for, load_weights
 from exact_prep.shards import Shard, fill_weights, open_shard
 from exact_prep.shuffle import permutation
 from exact_prep.stores.local import identify_file
@@ -418,30 +417,3 @@ def open_one(
         loaded = load_table_for(weights, files, elsewhere=weights_from_elsewhere)
         return PackedDataset(files, loaded, rows, stored=False)
     return PackedDataset(files, load_weights(path), rows, stored=files.manifest.loss_weights == "column")
-
-
-def load_table_for(weights: str | PathLike[str], files: Dataset, *, elsewhere: bool = False) -> LoadedWeights:
-    """The table in the file `weights`, for a dataset that need not be its own.
-
-    Raises DatasetError if it was made for rows of another length, for another tokenizer or, unless `elsewhere`, for
-    other datasets.
-    """
-    loaded, manifest = load_weights(weights), files.manifest
-    if loaded.seq_len != manifest.seq_len:
-        raise DatasetError(
-            f"{weights} was made for rows of {loaded.seq_len} tokens, {files.path} has rows of {manifest.seq_len}; "
-            "make a table for this dataset with `exact-prep weigh --out`"
-        )
-    known = {dataset.tokenizer for dataset in loaded.file.datasets} - {""}
-    if known and manifest.tokenizer.sha256 and manifest.tokenizer.sha256 not in known:
-        raise DatasetError(
-            f"{weights} was made for another tokenizer than {files.path} was packed with; "
-            "make a table for this dataset with `exact-prep weigh --out`"
-        )
-    if not belongs_to(loaded.file, manifest) and not elsewhere:
-        raise DatasetError(
-            f"{weights} was made for other datasets than {files.path}; make a table for this one with "
-            "`exact-prep weigh --out`, or use it all the same with --weights-from-elsewhere "
-            "(weights_from_elsewhere=True)"
-        )
-    return LoadedWeights(loaded.file, manifest.tree_hash)

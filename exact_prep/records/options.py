@@ -16,12 +16,18 @@ from exact_prep.choices import (
     MAX_WEIGHT,
     Backend,
     Documents,
+    DocumentsBy,
     InputFormat,
     LossWeights,
+    MeasuredLayout,
     Normalize,
     OnError,
+    Order,
     Packing,
+    RowCut,
     SpecialTokens,
+    TokenType,
+    Trainer,
 )
 from exact_prep.errors import UsageError, WeightsError
 from exact_prep.records import Record, RowLength
@@ -253,3 +259,35 @@ class WeightOptions:
             raise WeightsError(f"window must lie in [1, 2**31) tokens, not {self.window!r}")
         if self.keep_mixture and self.normalize == "mean":
             raise WeightsError("keep_mixture and normalize mean exclude each other: both set the mean weight")
+
+
+class MeasureOptions(Record):
+    """What `measure` reads, and how the trainer that will read it cuts rows and tells documents apart."""
+
+    layout: MeasuredLayout
+    trainer: Trainer | None = None
+    """Whose defaults were asked for."""
+    seq_len: RowLength | None
+    """Tokens per row; None: the longest stored row."""
+    rows: RowCut
+    """How the trainer cuts; see `weighing.cuts`."""
+    documents: DocumentsBy | None
+    """By what the trainer tells documents apart; None: by the first column that tells it."""
+    order: Order
+    """`expected`: the trainer shuffles documents, and the formula for random places is used where it is better than
+    one order. `file`: it reads them as they lie. `cache`: in the order that Megatron kept."""
+    cache: str | None = None
+    """Directory of Megatron's document_index.npy."""
+    isolated: bool = True
+    """Whether attention stops at document edges; if not, every row is one document."""
+    eos_id: Annotated[int, Field(ge=0)] | None = None
+    dtype: TokenType | None = None
+    """Type of the ids, where the files do not say it."""
+    split: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Shares of train, validation and test data; the first is measured. None: everything is."""
+    ids_field: str | None = None
+    """Column of token ids; None: input_ids, or tokens."""
+    mask_field: str | None = None
+    """Column with 1 or true per token that carries loss."""
+    labels_field: str | None = None
+    """Column with -100 per token that carries no loss."""

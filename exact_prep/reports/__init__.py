@@ -12,26 +12,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exact_prep.reports.facts import Facts, make_facts
+from exact_prep.reports.facts import Facts, MeasuredFacts, make_facts, make_measured_facts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Facts", "load_facts", "make_facts"]
+__all__ = ["Facts", "MeasuredFacts", "load_facts", "make_facts", "make_measured_facts"]
 
 
-def load_facts(directory: Path, weights: Path | None = None, *, weights_from_elsewhere: bool = False) -> Facts:
-    """The facts of the dataset in `directory`, under its own weights or those in the file `weights`.
+def load_facts(
+    directory: Path, weights: Path | None = None, *, weights_from_elsewhere: bool = False
+) -> Facts | MeasuredFacts:
+    """The facts of the dataset in `directory`, packed or measured, under its own weights or those in `weights`.
 
     Raises DatasetError, StorageError. No shard is read.
     """
-    from exact_prep.dataset import open_dataset
-    from exact_prep.reader.rows import load_table_for
+    from exact_prep.dataset import Measured, open_any
+    from exact_prep.reader.lookup import load_table_for
 
-    dataset = open_dataset(directory)
+    dataset = open_any(directory)
     if weights is None:
         file = dataset.weights()
     else:
         file = load_table_for(weights, dataset, elsewhere=weights_from_elsewhere).file
+    if isinstance(dataset, Measured):
+        return make_measured_facts(str(directory), dataset.record, file)
     sources = dataset.table("sources").to_pylist()
     return make_facts(str(directory), dataset.manifest, file, sources, dataset.document_lengths())

@@ -1,4 +1,7 @@
-"""The facts of a packed dataset: its manifest, its sources and its weights in, one record out. Opens no file."""
+"""The facts of a dataset: its manifest, its sources and its weights in, one record out. Opens no file.
+
+For tokens that others wrote, what `measure` found takes the manifest's place.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from exact_prep.choices import LossWeights, Packing
+from exact_prep.dataset import describe
 from exact_prep.records import Count, Record
 from exact_prep.records.manifest import DocumentCounts, TokenizerRecord, TokenLedger
-from exact_prep.records.options import WeightOptions
+from exact_prep.records.options import MeasureOptions, WeightOptions
 from exact_prep.weighing.context import bucket_edges
 from exact_prep.weighing.exposure import Exposure
 from exact_prep.weighing.files import find_divisor, load_table, share_datasets
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from exact_prep.records.manifest import Manifest
-    from exact_prep.records.weights import WeightsFile
+    from exact_prep.records.measured import MeasuredExposure
+    from exact_prep.records.weights import WeighedDataset, WeightsFile
 
 
 class BucketFacts(Record):
@@ -106,16 +111,45 @@ class WeightFacts(Record):
     """Null for a dataset that was weighed alone."""
 
 
-class Facts(Record):
-    """What `exact-prep report --json` prints for one dataset."""
+class ExposureFacts(Record):
+    """Where supervision goes, whoever packed the rows."""
 
     directory: str
     tool_version: str
     seq_len: int
+    rows: Count
+    longest_context: Count
+    segments: Count
+    supervised_targets: Count
+    mean_left_context_bucketed: float
+    """Mean effective left context of a supervised target, taken at bucket middles."""
+    weights: WeightFacts | None
+    """Null before `weigh`."""
+    buckets: tuple[BucketFacts, ...]
+
+
+class MeasuredFacts(ExposureFacts):
+    """What `exact-prep report --json` prints for tokens that others wrote."""
+
+    fingerprint: str
+    options: MeasureOptions
+    """How the trainer cuts rows and tells documents apart."""
+    estimated: bool
+    """Whether counts are expected ones, for a random order of the documents."""
+    files: Count
+    documents: Count
+    documents_cut: Count | None
+    tokens: Count
+    dropped: dict[str, Count]
+    """Tokens that the trainer will not read, by reason."""
+
+
+class Facts(ExposureFacts):
+    """What `exact-prep report --json` prints for one packed dataset."""
+
     packing: Packing
     loss_weights: LossWeights
     tree_hash: str
-    rows: Count
     padding_rows: Count
     """Rows of padding alone, which complete the dataset."""
     shards: Count
@@ -123,17 +157,9 @@ class Facts(Record):
     text_bytes: Count
     documents: DocumentCounts
     documents_cut: Count
-    longest_context: Count
-    segments: Count
     ledger: TokenLedger
     padding_share: float
-    supervised_targets: Count
-    mean_left_context_bucketed: float
-    """Mean effective left context of a supervised target, taken at bucket middles."""
     tokenizer: TokenizerRecord
-    weights: WeightFacts | None
-    """Null before `weigh`."""
-    buckets: tuple[BucketFacts, ...]
     sources: tuple[SourceFacts, ...]
     """Sorted by label."""
 
@@ -141,12 +167,12 @@ class Facts(Record):
 class Lens:
     """How exposures of one dataset look under its weights: targets and weights per bucket."""
 
-    def __init__(self, manifest: Manifest, weights: WeightsFile | None) -> None:
-        """`weights` None, or plain, means that the dataset is not weighed."""
+    def __init__(self, seq_len: int, dataset_id: str, weights: WeightsFile | None) -> None:
+        """`weights` None, or plain, means that the dataset is not weighed; `dataset_id` as weights.json names it."""
         self.exact = weights if weights and weights.kind == "exact" else None
         self.table = load_table(self.exact) if self.exact else None
-        self.default_start = default_tail_from(manifest.seq_len)
-        self.divisor = find_divisor(self.exact, manifest.tree_hash) if self.exact else 1.0
+        self.default_start = default_tail_from(seq_len)
+        self.divisor = find_divisor(self.exact, dataset_id) if self.exact else 1.0
 
     def count(self, exposure: Exposure) -> np.ndarray:
         """Supervised targets per bucket, int64[B]."""
@@ -170,40 +196,64 @@ def make_facts(
     lengths: np.ndarray | None = None,
 ) -> Facts:
     """The facts of one dataset; `sources` are rows of its table, `lengths` its `Dataset.document_lengths`."""
-    lens = Lens(manifest, weights)
-    counts = lens.count(Exposure.from_record(manifest.exposure))
-    buckets = make_buckets(manifest, lens, counts)
-    positions = manifest.rows * manifest.seq_len
-    targets = sum(bucket.targets for bucket in buckets)
-    middles = sum(bucket.targets * (bucket.low + bucket.high) / 2 for bucket in buckets)
+    lens = Lens(manifest.seq_len, manifest.tree_hash, weights)
     return Facts(
-        directory=directory,
+        **expose(lens, directory, describe(manifest), manifest.seq_len),
         tool_version=manifest.tool_version,
-        seq_len=manifest.seq_len,
+        longest_context=manifest.longest_context,
         packing=manifest.packing,
         loss_weights=manifest.loss_weights,
         tree_hash=manifest.tree_hash,
-        rows=manifest.rows,
         padding_rows=manifest.padding_rows,
         shards=manifest.shards,
         input_files=manifest.input_files,
         text_bytes=manifest.text_bytes,
         documents=manifest.documents,
         documents_cut=manifest.documents_cut,
-        longest_context=manifest.longest_context,
-        segments=manifest.exposure.segments,
         ledger=manifest.ledger,
-        padding_share=share(manifest.ledger.padding, positions),
-        supervised_targets=targets,
-        mean_left_context_bucketed=share(middles, targets),
+        padding_share=share(manifest.ledger.padding, manifest.rows * manifest.seq_len),
         tokenizer=manifest.tokenizer,
-        weights=make_weight_facts(lens, counts, directory, manifest.tree_hash),
-        buckets=buckets,
         sources=make_sources(lens, sources, lengths),
     )
 
 
-def make_weight_facts(lens: Lens, counts: np.ndarray, directory: str, tree_hash: str) -> WeightFacts | None:
+def make_measured_facts(directory: str, measured: MeasuredExposure, weights: WeightsFile | None) -> MeasuredFacts:
+    """The facts of tokens that others wrote."""
+    lens = Lens(measured.seq_len, measured.fingerprint, weights)
+    return MeasuredFacts(
+        **expose(lens, directory, measured.described, measured.seq_len),
+        tool_version=measured.tool_version,
+        longest_context=measured.longest_context,
+        fingerprint=measured.fingerprint,
+        options=measured.options,
+        estimated=measured.estimated,
+        files=len(measured.parts),
+        documents=measured.documents,
+        documents_cut=measured.documents_cut,
+        tokens=measured.tokens,
+        dropped=measured.dropped,
+    )
+
+
+def expose(lens: Lens, directory: str, dataset: WeighedDataset, seq_len: int) -> dict[str, Any]:
+    """What packed and measured datasets have in common, as fields of ExposureFacts."""
+    counts = lens.count(Exposure.from_record(dataset.exposure))
+    buckets = make_buckets(seq_len, lens, counts)
+    targets = sum(bucket.targets for bucket in buckets)
+    middles = sum(bucket.targets * (bucket.low + bucket.high) / 2 for bucket in buckets)
+    return {
+        "directory": directory,
+        "seq_len": seq_len,
+        "rows": dataset.rows,
+        "segments": dataset.exposure.segments,
+        "supervised_targets": targets,
+        "mean_left_context_bucketed": share(middles, targets),
+        "weights": make_weight_facts(lens, counts, directory, dataset.id),
+        "buckets": buckets,
+    }
+
+
+def make_weight_facts(lens: Lens, counts: np.ndarray, directory: str, dataset_id: str) -> WeightFacts | None:
     """What weights.json says of the whole; shares are those of this dataset."""
     file, table = lens.exact, lens.table
     if file is None or table is None or file.rounding is None:
@@ -218,18 +268,18 @@ def make_weight_facts(lens: Lens, counts: np.ndarray, directory: str, tree_hash:
         tail_share=share(counts[tail].sum(), counts.sum()),
         weighted_tail_share=share(supervision[tail].sum(), supervision.sum()),
         max_relative_rounding_error=file.rounding.max_relative_error,
-        mixture=make_mixture(file, directory, tree_hash) if len(file.datasets) > 1 else None,
+        mixture=make_mixture(file, directory, dataset_id) if len(file.datasets) > 1 else None,
     )
 
 
-def make_mixture(file: WeightsFile, directory: str, tree_hash: str) -> MixtureFacts:
+def make_mixture(file: WeightsFile, directory: str, dataset_id: str) -> MixtureFacts:
     """The datasets of a mixture: how each one's share of supervision moves."""
     shares, extra = share_datasets(file)
     return MixtureFacts(
         datasets=tuple(
             MixedDatasetFacts(
                 id=dataset.id,
-                directory=directory if dataset.id == tree_hash else "",
+                directory=directory if dataset.id == dataset_id else "",
                 rows=dataset.rows,
                 rate=dataset.rate,
                 share=own.before,
@@ -242,14 +292,14 @@ def make_mixture(file: WeightsFile, directory: str, tree_hash: str) -> MixtureFa
     )
 
 
-def make_buckets(manifest: Manifest, lens: Lens, counts: np.ndarray) -> tuple[BucketFacts, ...]:
+def make_buckets(seq_len: int, lens: Lens, counts: np.ndarray) -> tuple[BucketFacts, ...]:
     """Every bucket up to the longest context."""
     edges, weights, tail = bucket_edges(counts.size).tolist(), lens.weigh(counts.size), lens.find_tail(counts)
     supervision = counts * weights
     return tuple(
         BucketFacts(
             low=edges[b],
-            high=min(edges[b + 1], manifest.seq_len) - 1,
+            high=min(edges[b + 1], seq_len) - 1,
             targets=count,
             share=share(count, counts.sum()),
             in_tail=bool(tail[b]),

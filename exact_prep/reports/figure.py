@@ -9,6 +9,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from exact_prep.choices import CUTS
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from exact_prep.choices import FigureTheme, FigureWidth
-    from exact_prep.reports.facts import Facts
+    from exact_prep.reports.facts import Facts, MeasuredFacts
 
 WIDTHS: dict[FigureWidth, float] = {"column": 3.3, "text": 6.9}
 """Inches, by `--width`."""
@@ -44,7 +45,7 @@ STYLE: Any = {
 UNDATED: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
-def draw_bytes(facts: Facts, kind: str, width: FigureWidth, theme: FigureTheme = "light") -> bytes:
+def draw_bytes(facts: Facts | MeasuredFacts, kind: str, width: FigureWidth, theme: FigureTheme = "light") -> bytes:
     """The figure as a file of `kind`: pdf, svg or png. Raises UsageError for another kind, or without matplotlib."""
     if kind not in FORMATS:
         raise UsageError(f"a figure cannot be written as {kind or 'a file without suffix'}; name it .pdf, .svg or .png")
@@ -61,7 +62,7 @@ def draw_bytes(facts: Facts, kind: str, width: FigureWidth, theme: FigureTheme =
     return out.getvalue()
 
 
-def draw(facts: Facts, width: FigureWidth, theme: FigureTheme = "light") -> Figure:
+def draw(facts: Facts | MeasuredFacts, width: FigureWidth, theme: FigureTheme = "light") -> Figure:
     """The figure: a bar per bucket before weighting and one after it; the weight as a line, on an axis of its own."""
     from matplotlib.figure import Figure
 
@@ -122,11 +123,16 @@ def short_context(low: int) -> str:
     return f"{low // 1024}K" if low and low % 1024 == 0 else str(low)
 
 
-def caption(facts: Facts) -> str:
+def caption(facts: Facts | MeasuredFacts) -> str:
     """What the figure shows, in words and numbers, ready to stand below it."""
+    from exact_prep.reports.facts import Facts
+
+    if isinstance(facts, Facts):
+        how = f"{facts.packing} packing, documents isolated"
+    else:
+        how = f"{CUTS[facts.options.rows]}, documents {'isolated' if facts.options.isolated else 'not kept apart'}"
     shape = (
-        f"{facts.supervised_targets:,} supervised targets in {facts.rows:,} rows of {facts.seq_len:,} tokens "
-        f"({facts.packing} packing, documents isolated)"
+        f"{facts.supervised_targets:,} supervised targets in {facts.rows:,} rows of {facts.seq_len:,} tokens ({how})"
     )
     weights = facts.weights
     if weights is None:

@@ -128,7 +128,7 @@ def load_page_datasets(
 def load_page_dataset(directory: Path, weights: Path | None, budget: int, *, elsewhere: bool) -> PageDataset:
     """What a page shows of one dataset; `budget` characters of text."""
     from exact_prep.dataset import open_dataset
-    from exact_prep.reader.rows import load_table_for
+    from exact_prep.reader.lookup import load_table_for
     from exact_prep.records import canonical_json
 
     dataset = open_dataset(directory)

@@ -10,17 +10,19 @@ from pydantic import TypeAdapter
 
 from exact_prep.records import canonical_json
 from exact_prep.records.manifest import Manifest
+from exact_prep.records.measured import MeasuredExposure
 from exact_prep.records.weights import WeightsFile
 from exact_prep.records.work import TaskRecord
-from exact_prep.reports.facts import Facts
+from exact_prep.reports.facts import Facts, MeasuredFacts
 from exact_prep.reports.row import RowFacts
 from exact_prep.reports.simulate import Simulation
 
 RECORDS: dict[str, Any] = {
     "manifest": Manifest,
     "task-record": TaskRecord,
+    "exposure": MeasuredExposure,
     "weights": WeightsFile,
-    "report": list[Facts],
+    "report": list[Facts | MeasuredFacts],
     "simulation": Simulation,
     "row": RowFacts,
 }

@@ -7,11 +7,12 @@ import io
 from typing import TYPE_CHECKING
 
 from exact_prep.errors import UsageError
+from exact_prep.reports.facts import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from exact_prep.reports.facts import Facts
+    from exact_prep.reports.facts import MeasuredFacts
 
 Row = tuple[str, ...]
 
@@ -35,14 +36,14 @@ LATEX = str.maketrans(
 """What LaTeX reads as commands."""
 
 
-def format_facts(facts: Sequence[Facts], kind: str, *, by_source: bool) -> str:
+def format_facts(facts: Sequence[Facts | MeasuredFacts], kind: str, *, by_source: bool) -> str:
     """The buckets of some datasets as one table, or their sources."""
     header = SOURCES if by_source else BUCKETS
     rows = [row for one in facts for row in (list_sources(one) if by_source else list_buckets(one))]
     return FORMATS[kind](header, rows)
 
 
-def list_buckets(facts: Facts) -> list[Row]:
+def list_buckets(facts: Facts | MeasuredFacts) -> list[Row]:
     """A row per bucket: shares as fractions; weight and share after are empty before `weigh`."""
     return [
         (
@@ -58,8 +59,10 @@ def list_buckets(facts: Facts) -> list[Row]:
     ]
 
 
-def list_sources(facts: Facts) -> list[Row]:
-    """A row per source."""
+def list_sources(facts: Facts | MeasuredFacts) -> list[Row]:
+    """A row per source; raises UsageError for tokens that others wrote, whose sources are not known."""
+    if not isinstance(facts, Facts):
+        raise UsageError(f"{facts.directory} is measured, and its sources are not known; leave --by-source out")
     return [
         (
             facts.directory,
@@ -105,7 +108,7 @@ def make_latex(header: Row, rows: Sequence[Row]) -> str:
 FORMATS: dict[str, Callable[[Row, Sequence[Row]], str]] = {"md": make_markdown, "csv": make_csv, "latex": make_latex}
 
 
-def check_reference(reference: str | None, facts: Sequence[Facts]) -> int:
+def check_reference(reference: str | None, facts: Sequence[Facts | MeasuredFacts]) -> int:
     """Which dataset the others are compared with, by its place; raises UsageError if it is none of them."""
     if reference is None:
         return 0

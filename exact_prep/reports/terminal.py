@@ -9,15 +9,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from exact_prep.choices import MAX_WEIGHT
+from exact_prep.choices import CUTS, MAX_WEIGHT
 from exact_prep.records.manifest import describe_special_tokens
+from exact_prep.reports.facts import Facts, MeasuredFacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
 
-    from exact_prep.reports.facts import BucketFacts, Facts, MixtureFacts, WeightFacts
+    from exact_prep.reports.facts import BucketFacts, ExposureFacts, MixtureFacts, WeightFacts
 
 BAR_WIDTH = 28
 
@@ -55,25 +56,26 @@ def shorten(number: int) -> str:
     return f"{rounded / 10**power:.4g}{letter}"
 
 
-def render(facts: Facts, *, by_source: bool = False, width: int = NARROW) -> RenderableType:
+def render(facts: Facts | MeasuredFacts, *, by_source: bool = False, width: int = NARROW) -> RenderableType:
     """A heading, the state of the weights, the histogram, and a table of counts; `by_source` shows all sources.
 
     `width` is that of the terminal, in columns.
     """
     columns = Columns(width)
+    how = facts.packing if isinstance(facts, Facts) else f"{facts.options.layout}: {CUTS[facts.options.rows]}"
     title = Text.assemble(
         (facts.directory, "bold"),
-        f"  {facts.rows:,} rows of {facts.seq_len:,} tokens, {facts.packing}",
+        f"  {facts.rows:,} rows of {facts.seq_len:,} tokens, {how}",
     )
     parts: list[RenderableType] = [title, Text(describe_state(facts)), Text(), make_histogram(facts, columns), Text()]
-    if len(facts.sources) > 1 or by_source:
+    if isinstance(facts, Facts) and (len(facts.sources) > 1 or by_source):
         parts += [make_sources(facts, columns, None if by_source else SOURCES), Text()]
     if facts.weights and facts.weights.mixture:
         parts += [make_mixture(facts.weights.mixture, facts.weights, columns), Text()]
-    return Group(*parts, make_figures(facts))
+    return Group(*parts, make_figures(facts) if isinstance(facts, Facts) else make_measured_figures(facts))
 
 
-def describe_state(facts: Facts) -> str:
+def describe_state(facts: ExposureFacts) -> str:
     """One sentence about the weights: how much supervision the tail gets."""
     weights = facts.weights
     if weights is None:
@@ -86,7 +88,7 @@ def describe_state(facts: Facts) -> str:
     )
 
 
-def make_histogram(facts: Facts, columns: Columns) -> Table:
+def make_histogram(facts: ExposureFacts, columns: Columns) -> Table:
     """One line per bucket of effective context: share of supervision before weighting, weight, share after."""
     table = columns.table()
     table.add_column("context", justify="right", no_wrap=True)
@@ -157,7 +159,7 @@ def make_mixture(mixture: MixtureFacts, weights: WeightFacts, columns: Columns) 
     return Group(table, Text(kept))
 
 
-def compare(facts: Sequence[Facts], reference: int, *, width: int = NARROW) -> Table:
+def compare(facts: Sequence[Facts | MeasuredFacts], reference: int, *, width: int = NARROW) -> Table:
     """Some datasets side by side, with differences to the one at `reference` in points of percent.
 
     In a terminal of fewer than 80 columns (`width`), the differences have lines of their own.
@@ -180,11 +182,11 @@ def compare(facts: Sequence[Facts], reference: int, *, width: int = NARROW) -> T
     return table
 
 
-def measure_shares(facts: Facts) -> tuple[float, float, float | None]:
-    """Padding of all positions; the tail's share of supervision before and after weighting."""
+def measure_shares(facts: Facts | MeasuredFacts) -> tuple[float | None, float, float | None]:
+    """Padding of all positions, if it is known; the tail's share of supervision before and after weighting."""
     tail = sum(bucket.share for bucket in facts.buckets if bucket.in_tail)
     after = None if facts.weights is None else facts.weights.weighted_tail_share
-    return facts.padding_share, tail, after
+    return facts.padding_share if isinstance(facts, Facts) else None, tail, after
 
 
 def describe_extra(weights: WeightFacts) -> str:
@@ -223,4 +225,25 @@ def make_figures(facts: Facts) -> Table:
     if facts.weights and facts.weights.state == "complete":
         table.add_row("weights", describe_extra(facts.weights))
     table.add_row("tree hash", facts.tree_hash)
+    return table
+
+
+def make_measured_figures(facts: MeasuredFacts) -> Table:
+    """A table of counts for tokens that others wrote: what was read, how it is cut, what is dropped."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    options = facts.options
+    dropped = "".join(f", {tokens:,} not read ({reason})" for reason, tokens in facts.dropped.items())
+    files = "file" if facts.files == 1 else "files"
+    table.add_row("tokens", f"{facts.tokens:,} in {facts.files:,} {files}{dropped}")
+    cut = "" if facts.documents_cut is None else f", {facts.documents_cut:,} of them cut"
+    told = f"told apart by {options.documents}" if options.isolated else "not kept apart: a row counts as one document"
+    table.add_row("documents", f"{facts.documents:,}{cut}, {told}")
+    order = "expected counts, for documents in random order" if facts.estimated else "counted"
+    segments = "" if facts.estimated else f"{facts.segments:,}, "
+    table.add_row("segments", f"{segments}the longest context is {facts.longest_context:,}; {order}")
+    if facts.weights and facts.weights.state == "complete":
+        table.add_row("weights", describe_extra(facts.weights))
+    table.add_row("fingerprint", facts.fingerprint)
     return table
