@@ -155,7 +155,7 @@ def test_the_report_says_the_same_in_words_and_in_json(dataset, corpus, tokenize
     assert "not weighed" in exact_prep("report", tmp_path / "plain").stdout
 
 
-def test_schemas_are_generated_from_the_records_and_hold_for_real_output(dataset):
+def test_schemas_are_generated_from_the_records_and_hold_for_real_output(dataset, tmp_path):
     committed = {path.name: path.read_bytes() for path in (ROOT / "schemas").glob("*.json")}
     for name, data in schema_files().items():
         assert committed[name] == data, "run python -m exact_prep.reports.schemas schemas"
@@ -167,11 +167,17 @@ def test_schemas_are_generated_from_the_records_and_hold_for_real_output(dataset
         "simulation": json.loads(exact_prep("simulate", dataset, "--tail-share", "0.9", "--json").stdout),
         "row": json.loads(exact_prep("show", dataset, "--json").stdout),
     }
+    np.arange(1000, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+    options = ("--dtype", "uint16", "--eos", 500, "--seq-len", 64, "-o", tmp_path / "measured")
+    exact_prep("measure", "tokens", tmp_path / "ids.bin", *options)
+    instances["exposure"] = read_json(tmp_path / "measured" / "exposure.json")
     assert {f"{name}.schema.json" for name in (*instances, "task-record", "results")} == committed.keys()
     for name, instance in instances.items():
         schema = json.loads(committed[f"{name}.schema.json"])
         jsonschema.Draft202012Validator.check_schema(schema)
         jsonschema.validate(instance, schema)
+    measured = json.loads(exact_prep("report", tmp_path / "measured", "--json").stdout)
+    jsonschema.validate(measured, json.loads(committed["report.schema.json"]))
 
 
 def test_the_same_bytes_for_any_workers_and_any_naming_of_the_inputs(tokenizer_file, tmp_path):

@@ -319,7 +319,7 @@ FORGERIES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another rounding": (forge_weights(lambda v: v["rounding"].update(zeros=1)), "does not follow"),
     "an exposure of its own": (
         forge_weights(lambda v: v["datasets"][0]["exposure"].update(segments=400)),
-        "its exposure is not the manifest's",
+        "its exposure is not that of the dataset",
     ),
     "no checksums": (forge_weights(lambda v: v.update(weights_xxh3=None)), "lists checksums of a column, or does not"),
     "other checksums": (forge_weights(lambda v: v.update(weights_xxh3="0" * 32)), "is not the table that weights.json"),

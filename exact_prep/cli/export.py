@@ -23,13 +23,14 @@ Examples:
 
 def export(
     directory: Annotated[
-        Path, typer.Argument(callback=check_path, metavar="DIR", help="A packed and weighed dataset.")
+        Path, typer.Argument(callback=check_path, metavar="DIR", help="A weighed dataset, packed or measured.")
     ],
     to: Annotated[
         ExportFormat,
         typer.Option(
             help="megatron: .bin, .idx, weights beside them; mds: MosaicML streaming; parquet; levanter: its prebuilt "
-            "format; numpy: .npy to be mapped; lut: weight by position; row-weights: how often to draw each row."
+            "format; numpy: .npy to be mapped; lut: weight by position; row-weights: how often to draw each row; "
+            "sidecar: a weight beside each token that `measure` read."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", callback=check_path, help="The new directory.")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -22,17 +22,19 @@ dataset: `weigh` computes a table from it, `report` shows it, `verify` reads eve
 writes weights by position for the trainer's loss.
 
 Examples:
-    exact-prep measure megatron data/web_text_document --seq-len 8k -o measured
-    exact-prep measure huggingface packed-by-trl -o measured
-    exact-prep measure olmo 'tokens/*.npy' --dtype uint16 --eos 50279 --seq-len 4k -o measured
-    exact-prep measure datatrove tokenized/ --for nanotron --seq-len 4k -o measured
-    exact-prep measure tokens train.bin --dtype uint16 --eos 50256 --rows shared --seq-len 4k -o measured
+    exact-prep measure megatron data/web_text_document --seq-len 8k -o found
+    exact-prep measure huggingface packed-by-trl -o found
+    exact-prep measure olmo x.npy --dtype uint16 --eos 50279 --seq-len 4k -o found
+    exact-prep measure datatrove tokens/ --for nanotron --seq-len 4k -o found
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
 
 def measure(
-    layout: Annotated[MeasuredLayout, typer.Argument(metavar="LAYOUT", help="How the tokens lie on disk.")],
+    layout: Annotated[
+        MeasuredLayout,
+        typer.Argument(metavar="LAYOUT", help=f"How the tokens lie on disk: {', '.join(get_args(MeasuredLayout))}."),
+    ],
     paths: Annotated[
         list[Path],
         typer.Argument(callback=check_paths, metavar="PATH", help="Files, directories, patterns; Megatron's prefixes."),

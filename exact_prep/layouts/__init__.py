@@ -6,6 +6,11 @@
     npy.py           numpy                .npy files to be mapped
     lut.py           lut                  weight by position
     row_weights.py   row-weights          sampling weight by row
+    sidecar.py       sidecar              weights beside the tokens of others
+
+Tokens that others wrote are read here too, for `measure`: foreign.py says how, trainers.py what trainers make of them.
+
+    megatron.py  huggingface.py  olmo.py  datatrove.py  litdata.py  tokens.py
 
 A layout knows rows, not shards: the reader gives it blocks of rows with aligned weights. Order, locks and progress are
 the pipeline's (`pipeline/export.py`).
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.choices import Align
+    from exact_prep.reader.lookup import MeasuredWeights
     from exact_prep.reader.rows import PackedDataset
 
 
@@ -44,7 +50,11 @@ LAYOUTS: dict[ExportFormat, Layout] = {
     "numpy": Layout("npy", ("target", "prediction")),
     "lut": Layout("lut", ("target",)),
     "row-weights": Layout("row_weights", ("target",)),
+    "sidecar": Layout("sidecar", ("target",)),
 }
+
+MEASURED: tuple[ExportFormat, ...] = ("lut", "sidecar")
+"""Formats that need no rows: of data that `measure` read."""
 
 
 def choose_align(kind: str, align: Align | None) -> Align:
@@ -60,7 +70,11 @@ def choose_align(kind: str, align: Align | None) -> Align:
 
 
 def write_layout(
-    dataset: PackedDataset, kind: ExportFormat, out: Path, align: Align, progress: Callable[[int], None]
+    dataset: PackedDataset | MeasuredWeights,
+    kind: ExportFormat,
+    out: Path,
+    align: Align,
+    progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Write all rows of a weighed dataset to the new directory `out`; returns facts about the files.
 

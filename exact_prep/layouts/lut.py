@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exact_prep.choices import Align
+    from exact_prep.reader.lookup import MeasuredWeights
     from exact_prep.reader.rows import PackedDataset
 
 
 def write(
-    dataset: PackedDataset, kind: str, out: Path, align: Align, progress: Callable[[int], None]
+    dataset: PackedDataset | MeasuredWeights, kind: str, out: Path, align: Align, progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """lut.npy: float32[L + 1], `weight = lut[position_ids]`; rows of L + 1 tokens have the last position."""
     loaded = dataset.loaded_weights

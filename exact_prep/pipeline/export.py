@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
-from exact_prep.dataset import check_outside_datasets
+from exact_prep.dataset import check_outside_datasets, is_measured, open_measured
 from exact_prep.errors import StorageError, UsageError
-from exact_prep.layouts import choose_align, write_layout
+from exact_prep.layouts import MEASURED, choose_align, write_layout
 from exact_prep.pipeline.events import Finished, ignore
 from exact_prep.pipeline.runs import TaskRun, hold, interruptible
+from exact_prep.reader.lookup import MeasuredWeights, load_table_for, load_weights
 from exact_prep.reader.rows import open as open_rows
 from exact_prep.records import canonical_json
 from exact_prep.stores.local import (
@@ -44,7 +45,7 @@ BYTES_PER_TOKEN = 6
 class ExportTask:
     """What is written where; the whole dataset is one task."""
 
-    dataset: PackedDataset
+    dataset: PackedDataset | MeasuredWeights
     kind: ExportFormat
     out: Path
     align: Align
@@ -69,7 +70,11 @@ def export(
     """
     chosen = choose_align(kind, align)
     check_outside_datasets(out)
-    dataset = open_rows(directory, weights=weights, weights_from_elsewhere=weights_from_elsewhere)
+    check_kind(directory, kind)
+    if is_measured(directory):
+        dataset = open_weights(directory, weights, elsewhere=weights_from_elsewhere)
+    else:
+        dataset = open_rows(directory, weights=weights, weights_from_elsewhere=weights_from_elsewhere)
     if not len(dataset):
         raise UsageError(f"{directory} has no rows: there is nothing to export")
     out = out.absolute()
@@ -91,7 +96,30 @@ def export(
     return record
 
 
-def write_export(dataset: PackedDataset, kind: ExportFormat, out: Path, align: Align, emit: Emit) -> dict[str, Any]:
+def check_kind(directory: Path, kind: ExportFormat) -> None:
+    """Raise UsageError for a format that a directory's data, packed or measured, cannot have."""
+    if is_measured(directory) and kind not in MEASURED:
+        raise UsageError(
+            f"{directory} is measured: its tokens are in the files of others already, so --to {kind} has nothing to "
+            f"write; --to is one of: {', '.join(MEASURED)}"
+        )
+    if kind == "sidecar" and not is_measured(directory):
+        raise UsageError(
+            f"--to sidecar writes weights beside tokens that `exact-prep measure` read; {directory} holds packed rows, "
+            "whose weights are in loss_weights: choose another --to"
+        )
+
+
+def open_weights(directory: Path, weights: Path | None, *, elsewhere: bool) -> MeasuredWeights:
+    """A measurement and its weights, or those in the file `weights`; raises DatasetError."""
+    measured = open_measured(directory)
+    loaded = load_weights(directory) if weights is None else load_table_for(weights, measured, elsewhere=elsewhere)
+    return MeasuredWeights(measured, loaded)
+
+
+def write_export(
+    dataset: PackedDataset | MeasuredWeights, kind: ExportFormat, out: Path, align: Align, emit: Emit
+) -> dict[str, Any]:
     """Write an export and publish it; returns its record."""
     incomplete = temporary_path(out)
     make_directory(incomplete)
@@ -121,18 +149,27 @@ def write_rows(task: ExportTask, meter: Meter) -> dict[str, Any]:
     )
 
 
-def make_record(dataset: PackedDataset, kind: ExportFormat, align: Align, facts: dict[str, Any]) -> dict[str, Any]:
+def make_record(
+    dataset: PackedDataset | MeasuredWeights, kind: ExportFormat, align: Align, facts: dict[str, Any]
+) -> dict[str, Any]:
     """export.json."""
+    if isinstance(dataset, MeasuredWeights):
+        identity = {"fingerprint": dataset.files.record.fingerprint}
+    else:
+        tokenizer = dataset.manifest.tokenizer
+        identity = {
+            "dataset_tree_hash": dataset.manifest.tree_hash,
+            "pad_id": tokenizer.pad_id,
+            "vocab_size": tokenizer.vocab_size,
+        }
     return {
         "format": kind,
         "align": align,
         "seq_len": dataset.seq_len,
         "rows": len(dataset),
         "tool_version": __version__,
-        "dataset_tree_hash": dataset.manifest.tree_hash,
         "weights_checksum": dataset.loaded_weights.file.checksum if dataset.loaded_weights else "",
-        "pad_id": dataset.manifest.tokenizer.pad_id,
-        "vocab_size": dataset.manifest.tokenizer.vocab_size,
+        **identity,
         **facts,
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 from exact_prep.dataset import WEIGHTS, is_named, load_weights_file, open_any
 from exact_prep.errors import DatasetError, WeightsError
 from exact_prep.reader.columns import position_ids
+from exact_prep.weighing.exposure import Exposure
 from exact_prep.weighing.files import find_divisor, load_table, weight_runs
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from exact_prep.dataset import Dataset, Measured
     from exact_prep.records.weights import WeightsFile
-    from exact_prep.weighing.exposure import Exposure
     from exact_prep.weighing.weights import WeightTable
 
 
@@ -85,6 +85,15 @@ class LoadedWeights:
         weights = (self.table.by_bucket(counts.size) / find_divisor(self.file, self.dataset_id)).astype(np.float16)
         return float(counts @ weights.astype(np.float64))
 
+    def count_weights(self, exposure: Exposure) -> dict[int, int]:
+        """How many targets of a dataset have each weight, by its float16 bit pattern."""
+        counts = self.table.count(exposure)
+        weights = (self.table.by_bucket(counts.size) / find_divisor(self.file, self.dataset_id)).astype(np.float16)
+        found: dict[int, int] = {}
+        for value, count in zip(weights.view(np.uint16).tolist(), counts.tolist(), strict=True):
+            found[value] = found.get(value, 0) + count
+        return found
+
     def of_positions(self, positions: ArrayLike) -> np.ndarray:
         """Weights of tokens at `positions[...]` in their segments, float32 of the same shape.
 
@@ -128,6 +137,28 @@ class LoadedWeights:
         weights = self.of_positions(position_ids(lengths, seq_len))
         weights[used:] = 0
         return weights
+
+
+@dataclass(frozen=True)
+class MeasuredWeights:
+    """Data that `measure` read, and their weights: what an export without rows needs."""
+
+    files: Measured
+    loaded_weights: LoadedWeights
+
+    def __len__(self) -> int:
+        """Rows that the trainer makes of one pass."""
+        return self.files.record.rows
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row."""
+        return self.files.seq_len
+
+    @property
+    def exposure(self) -> Exposure:
+        """What was measured."""
+        return Exposure.from_record(self.files.record.exposure)
 
 
 def load_weights(path: str | PathLike[str]) -> LoadedWeights:
