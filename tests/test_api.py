@@ -79,6 +79,28 @@ def test_several_lengths_tables_and_findings(source, tokenizer_file, tmp_path):
     assert exact_prep.verify(out, quick=True, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("alpha", 0.3),
+        ("gamma", 0.2),
+        ("tail_from", 8),
+        ("window", 32),
+        ("max_weight", 1.01),
+        ("supervise_first", True),
+        ("normalize", "mean"),
+        ("keep_mixture", True),
+        ("eps", 1e-3),
+    ],
+)
+def test_every_option_of_weigh_reaches_the_table(option, value, source, tokenizer_file, tmp_path):
+    out = tmp_path / "out"
+    exact_prep.pack(source, out, tokenizer=tokenizer_file, seq_len=64, progress=False)
+    options = {"keep_mixture": True} if option == "keep_mixture" else {option: value}
+    (weights,) = exact_prep.weigh(out, progress=False, **options)
+    assert getattr(weights.file.options, option) == value
+
+
 def test_wrong_options_are_refused_in_a_sentence(source, tokenizer_file, tmp_path):
     def refuse(words: str, **options: object) -> None:
         with pytest.raises(UsageError, match=words):

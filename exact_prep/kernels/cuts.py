@@ -1,4 +1,6 @@
-"""Documents laid end to end and cut into rows by a trainer: how long the pieces are. A few steps per document."""
+"""Rows that others cut: how long their pieces are, from the lengths of documents or from the positions of tokens."""
+
+import numpy as np
 
 from exact_prep.kernels import kernel
 
@@ -43,3 +45,24 @@ def cut_stream(lengths, width, shared, limit, state, pieces):
         place += lengths[d]
     state[0] = place
     return read
+
+
+@kernel("i8[:] i8[:] out:i8[:]")
+def find_restarts(positions, offsets, out):
+    """Write to `out[T]` the places in `positions[T]` that are 0; rows are `offsets[R + 1]`. Returns how many.
+
+    Every other position is the one before it in its row plus 1; for the first place t where it is not, returns
+    -(t + 1).
+    """
+    count = 0
+    for row in range(offsets.size - 1):
+        before = np.int64(-2)
+        for t in range(offsets[row], offsets[row + 1]):
+            position = positions[t]
+            if position == 0:
+                out[count] = t
+                count += 1
+            elif position != before + 1:
+                return -(t + 1)
+            before = position
+    return count

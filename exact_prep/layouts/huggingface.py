@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from exact_prep.batches import IGNORED
 from exact_prep.errors import DatasetError, UsageError
+from exact_prep.kernels.cuts import find_restarts
 from exact_prep.layouts.foreign import Part, StoredRows, as_bytes, expand, file_size, find_segments, need_eos
 from exact_prep.stores.local import explained, read_bytes
 
@@ -236,19 +237,16 @@ def split_rows(
 
 def split_positions(offsets: np.ndarray, positions: np.ndarray, path: Path, done: int) -> StoredRows:
     """Segments of positions that restart at 0. Zeros that follow a zero at the end of a row are padding."""
-    restarts = positions == 0
-    wrong = np.ones(positions.size, bool)
-    wrong[1:] = positions[1:] != positions[:-1] + 1
-    wrong[offsets[:-1][offsets[:-1] < positions.size]] = True
-    wrong &= ~restarts
-    if wrong.any():
-        place = int(wrong.argmax())
+    places = np.empty(positions.size, np.int64)
+    count = find_restarts(positions.astype(np.int64, copy=False), offsets, places)
+    if count < 0:
+        place = -count - 1
         row = int(np.searchsorted(offsets, place, side="right")) - 1
         raise DatasetError(
             f"{path}, row {done + row:,}: position_ids neither go on nor restart at 0 in place "
             f"{place - offsets[row]:,} ({positions[place]}); tell documents apart by another --documents"
         )
-    lengths, splits = find_segments(np.flatnonzero(restarts), offsets)
+    lengths, splits = find_segments(places[:count], offsets)
     index, row_of = np.arange(lengths.size), np.repeat(np.arange(splits.size - 1), np.diff(splits))
     last_longer = splits[:-1] - 1
     np.maximum.at(last_longer, row_of, np.where(lengths > 1, index, -1))
