@@ -124,7 +124,7 @@ def pack(
     """
     with showing(progress) as emit:
         from exact_prep.dataset import find_home
-        from exact_prep.pipeline import pack as run
+        from exact_prep.pipeline.pack import pack as run
         from exact_prep.records.options import (
             PackingOptions,
             PackOptions,
@@ -221,8 +221,8 @@ def weigh(
     WorkerError; Interrupted on Ctrl-C, after which the same call continues.
     """
     with showing(progress) as emit:
-        from exact_prep.pipeline import weigh as run
         from exact_prep.pipeline.weigh import find_followers, find_mixtures
+        from exact_prep.pipeline.weigh import weigh as run
         from exact_prep.reader.lookup import load_weights
         from exact_prep.records.options import WeightOptions
 
@@ -284,7 +284,7 @@ def measure(
     call continues.
     """
     with showing(progress) as emit:
-        from exact_prep.pipeline import measure as run
+        from exact_prep.pipeline.measure import measure as run
 
         options = make_measure_options(
             layout,
@@ -385,7 +385,7 @@ def verify(
     no dataset at all, StorageError, WorkerError.
     """
     with showing(progress) as emit:
-        from exact_prep.pipeline import verify as run
+        from exact_prep.pipeline.verify import verify as run
 
         table = None if weights is None else Path(weights)
         return run(list_paths(directories), quick=quick, workers=workers, weights=table, emit=emit)

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from exact_prep.pipeline import pack, weigh
+from exact_prep.pipeline.pack import pack
+from exact_prep.pipeline.weigh import weigh
 from exact_prep.records import encode, seal
 from exact_prep.records.options import (
     PackingOptions,

@@ -35,8 +35,8 @@ from runs import (
 )
 from tokenizers import Tokenizer
 
-from exact_prep.pipeline import pack
 from exact_prep.pipeline.events import Progress
+from exact_prep.pipeline.pack import pack
 from exact_prep.reader.rows import open as open_dataset
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.reports.schemas import schema_files

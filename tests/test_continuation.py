@@ -17,8 +17,9 @@ from runs import exact_prep, pack_here, read_documents, read_files, read_json, r
 from tokenizers import Tokenizer
 
 from exact_prep.errors import Interrupted, SourceError, UsageError
-from exact_prep.pipeline import pack, verify
 from exact_prep.pipeline.events import Note, Started, TaskDone
+from exact_prep.pipeline.pack import pack
+from exact_prep.pipeline.verify import verify
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.records.work import InputFile, Slice
 from exact_prep.sources import Inputs

@@ -18,7 +18,7 @@ from test_faults import disk, linux_root, strike
 
 from exact_prep.cli.dry_run import escape
 from exact_prep.errors import Interrupted, StorageError, UsageError
-from exact_prep.pipeline import estimate
+from exact_prep.pipeline.pack import estimate
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.records.work import Slice
 from exact_prep.sources import find_inputs
@@ -71,7 +71,7 @@ def assert_near(guess: float, true: float, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_tokens_rows_and_disk_are_what_the_run_takes(name, tokenizer_file, tmp_path):
-    from exact_prep.pipeline import pack
+    from exact_prep.pipeline.pack import pack
 
     path = write_files(tmp_path / "corpus", name, TEXTS)
     options = make_options(tokenizer_file, 256, 1024)
@@ -106,7 +106,7 @@ def test_disk_without_weights_is_a_third_smaller(tokenizer_file, tmp_path):
 
 
 def test_rows_of_best_fit_are_simulated(tokenizer_file, tmp_path):
-    from exact_prep.pipeline import pack
+    from exact_prep.pipeline.pack import pack
 
     # 600 to 700 tokens: with rows of 1,000 each document takes one of its own.
     choose = random.Random(0)
@@ -119,7 +119,7 @@ def test_rows_of_best_fit_are_simulated(tokenizer_file, tmp_path):
 
 
 def test_a_corpus_that_changes_in_its_course(tokenizer_file, tmp_path):
-    from exact_prep.pipeline import pack
+    from exact_prep.pipeline.pack import pack
 
     # Short English, long Japanese, then digits: 4 to 1 bytes per token, lines of 100 bytes to 300 kB.
     texts = ["the long context of a row " * 4] * 5000 + ["東京" * 30_000] * 8 + ["0123456789" * 200] * 500
@@ -131,7 +131,7 @@ def test_a_corpus_that_changes_in_its_course(tokenizer_file, tmp_path):
 
 
 def test_formats_are_extrapolated_each_by_itself(tokenizer_file, tmp_path):
-    from exact_prep.pipeline import pack
+    from exact_prep.pipeline.pack import pack
 
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -152,7 +152,7 @@ def test_formats_are_extrapolated_each_by_itself(tokenizer_file, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_a_corpus_of_ids(name, tmp_path):
-    from exact_prep.pipeline import pack
+    from exact_prep.pipeline.pack import pack
 
     choose = random.Random(0)
     ids = [[choose.randrange(50_000) for _ in range(int(2000 ** choose.random()))] for _ in range(2000)]

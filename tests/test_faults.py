@@ -22,8 +22,8 @@ from runs import error_lines, exact_prep, make_texts, pack_here, read_files, wei
 
 from exact_prep.dataset import find_datasets
 from exact_prep.errors import DatasetError, ExactPrepError, SourceError, StorageError, UsageError
-from exact_prep.pipeline import verify
 from exact_prep.pipeline.events import TaskDone
+from exact_prep.pipeline.verify import verify
 from exact_prep.records.options import SourceOptions
 from exact_prep.records.work import InputFile, Slice
 from exact_prep.sources import Inputs

@@ -34,7 +34,7 @@ from runs import (
 from tokenizers import Tokenizer
 
 from exact_prep import shards
-from exact_prep.pipeline import verify
+from exact_prep.pipeline.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from runs import exact_prep, read_documents, read_files, read_json, read_table, 
 
 import exact_prep as package
 from exact_prep.errors import DatasetError
-from exact_prep.pipeline import verify
+from exact_prep.pipeline.verify import verify
 
 SHARE = 0.3
 

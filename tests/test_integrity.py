@@ -26,8 +26,8 @@ from runs import (
 import exact_prep
 from exact_prep.dataset import make_state, open_dataset, table_name, tree_hash
 from exact_prep.errors import DatasetError, ExactPrepError
-from exact_prep.pipeline import verify
 from exact_prep.pipeline.consistency import load_records
+from exact_prep.pipeline.verify import verify
 from exact_prep.records.manifest import Manifest
 from exact_prep.records.tables import SCHEMAS, encode_batches, encode_shards, encode_table, encode_weights
 from exact_prep.records.weights import WeightsFile

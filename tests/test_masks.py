@@ -16,7 +16,7 @@ from runs import exact_prep, read_json, read_rows, read_table
 import exact_prep as package
 from exact_prep.batches import MASKED, Rows
 from exact_prep.errors import UsageError
-from exact_prep.pipeline import verify
+from exact_prep.pipeline.verify import verify
 from exact_prep.stages.masks import split_masks
 
 SEQ_LEN = 32

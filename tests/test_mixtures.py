@@ -13,7 +13,7 @@ from runs import exact_prep, make_texts, pack_here, read_files, read_json, read_
 
 import exact_prep as package
 from exact_prep.errors import DatasetError, UsageError
-from exact_prep.pipeline import verify
+from exact_prep.pipeline.verify import verify
 from exact_prep.reader.mixture import apportion
 from exact_prep.records.weights import WeightsFile
 from exact_prep.reports import load_facts

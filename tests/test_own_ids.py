@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 import exact_prep as package
 from exact_prep.errors import DatasetError, SourceError, UsageError
-from exact_prep.pipeline import verify
+from exact_prep.pipeline.verify import verify
 from exact_prep.records.options import SourceOptions
 from exact_prep.sources import find_inputs
 from exact_prep.sources.long_texts import LONG

@@ -19,8 +19,8 @@ from rich.console import Console
 from runs import exact_prep, make_texts, write_jsonl
 
 from exact_prep.errors import UsageError
-from exact_prep.pipeline import pack
 from exact_prep.pipeline.events import Finished, Note, Phase, Progress, Started, TaskDone
+from exact_prep.pipeline.pack import pack
 from exact_prep.progress import Display, escape_controls, shorten, show_time
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 

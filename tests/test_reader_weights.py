@@ -24,8 +24,9 @@ from written_dataset import (
 
 import exact_prep
 from exact_prep.errors import DatasetError, StorageError, UsageError
-from exact_prep.pipeline import pack, verify
+from exact_prep.pipeline.pack import pack
 from exact_prep.pipeline.publish import describe
+from exact_prep.pipeline.verify import verify
 from exact_prep.reader import rows as reader
 from exact_prep.reader.blocks import read_blocks
 from exact_prep.records import encode, seal

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from exact_prep.errors import SourceError, UsageError
-from exact_prep.pipeline import pack
+from exact_prep.pipeline.pack import pack
 from exact_prep.pipeline.rejections import parse_limit
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 

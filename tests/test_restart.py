@@ -18,8 +18,8 @@ import pytest
 from runs import exact_prep, make_texts, pack_here, read_files, weigh_here, write_corpus, write_jsonl
 
 from exact_prep.errors import DatasetError, Interrupted, UsageError
-from exact_prep.pipeline import verify
 from exact_prep.pipeline.events import Started, TaskDone
+from exact_prep.pipeline.verify import verify
 from exact_prep.stores.local import temporary_path
 
 if TYPE_CHECKING:

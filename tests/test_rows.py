@@ -21,7 +21,8 @@ from runs import (
 
 import exact_prep as package
 from exact_prep.errors import UsageError, WeightsError
-from exact_prep.pipeline import export, verify
+from exact_prep.pipeline.export import export
+from exact_prep.pipeline.verify import verify
 from exact_prep.records.options import PackingOptions
 
 

@@ -287,7 +287,7 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch) -> None:
     ],
 )
 def test_addresses_are_called_what_they_are(tmp_path: Path, monkeypatch, address: str, what: str) -> None:
-    from exact_prep.pipeline import pack
+    from exact_prep.pipeline.pack import pack
     from exact_prep.records.options import PackingOptions, PackOptions, TokenizerOptions
     from exact_prep.stores import open_store
     from exact_prep.tokenization import locate

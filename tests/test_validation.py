@@ -589,7 +589,7 @@ def test_a_table_serves_a_dataset_that_was_not_weighed_and_one_from_elsewhere_is
 def test_the_text_suite_reads_the_tokenizer_that_the_dataset_keeps(tmp_path, tokenizer_file):
     from tokenizers import Tokenizer
 
-    from exact_prep.pipeline import pack
+    from exact_prep.pipeline.pack import pack
 
     tokenizer = shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
     text = tmp_path / "text.jsonl"

@@ -28,8 +28,9 @@ from runs import (
 
 import exact_prep as package
 from exact_prep.errors import DatasetError, UsageError, WeightsError
-from exact_prep.pipeline import export, verify
 from exact_prep.pipeline.events import Note, TaskDone
+from exact_prep.pipeline.export import export
+from exact_prep.pipeline.verify import verify
 from exact_prep.records.manifest import Manifest
 from exact_prep.records.weights import WeightsFile
 from exact_prep.reports import load_facts

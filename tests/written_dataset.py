@@ -23,8 +23,9 @@ from exact_prep.dataset import (
     table_name,
     tree_hash,
 )
-from exact_prep.pipeline import pack, weigh
+from exact_prep.pipeline.pack import pack
 from exact_prep.pipeline.publish import describe
+from exact_prep.pipeline.weigh import weigh
 from exact_prep.records import encode, seal
 from exact_prep.records.options import (
     PackingOptions,

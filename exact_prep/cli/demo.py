@@ -52,7 +52,8 @@ def demo(
         packing=PackingOptions(seq_lens=(16384,)),
     )
     with display:
-        from exact_prep.pipeline import pack, weigh
+        from exact_prep.pipeline.pack import pack
+        from exact_prep.pipeline.weigh import weigh
 
         if overwrite or not is_packed(out, options):
             pack([str(corpus_path())], options, out, overwrite=overwrite, emit=display)

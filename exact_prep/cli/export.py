@@ -54,7 +54,7 @@ def export(
     from exact_prep.progress import Display
 
     with Display(verbose=verbose, quiet=quiet) as display:
-        from exact_prep.pipeline import export as run
+        from exact_prep.pipeline.export import export as run
 
         made = run(
             directory,

@@ -110,7 +110,7 @@ def measure(
 
     with Display(verbose=verbose, quiet=quiet) as display:  # while imports take their time
         from exact_prep.api import make_measure_options
-        from exact_prep.pipeline import measure as run
+        from exact_prep.pipeline.measure import measure as run
 
         options = make_measure_options(
             layout,

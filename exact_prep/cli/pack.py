@@ -382,7 +382,7 @@ def pack(
     )
     if dry_run:
         from exact_prep.cli.dry_run import print_estimate
-        from exact_prep.pipeline import estimate
+        from exact_prep.pipeline.pack import estimate
 
         with Display() as display:
             found = estimate(inputs, options, out, workers=workers, overwrite=overwrite, emit=display)
@@ -393,7 +393,7 @@ def pack(
     stdin = sys.stdin.buffer if "-" in inputs else None
     with display:
         from exact_prep.dataset import find_home
-        from exact_prep.pipeline import pack as run
+        from exact_prep.pipeline.pack import pack as run
 
         manifests = run(
             inputs,

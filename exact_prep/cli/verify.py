@@ -34,7 +34,7 @@ def verify(
     from exact_prep.progress import Display
 
     with Display(verbose=verbose, quiet=quiet) as display:
-        from exact_prep.pipeline import verify as run
+        from exact_prep.pipeline.verify import verify as run
 
         findings = run(directories, quick=quick, workers=workers, weights=weights, emit=display)
     for finding in findings:

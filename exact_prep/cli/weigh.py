@@ -128,7 +128,7 @@ def weigh(
     )
     shares = None if rates is None else parse_rates(rates)
     with display:
-        from exact_prep.pipeline import weigh as run
+        from exact_prep.pipeline.weigh import weigh as run
 
         files = run(
             directories,

@@ -12,14 +12,6 @@
     measure.py   tokens that others wrote -> exposure
     export.py    a dataset as another trainer's files
 
-Emits events and prints nothing. `pack`, `estimate`, `measure`, `weigh`, `verify` and `export` are the
-entry points.
+Emits events and prints nothing. Each module's function of its own name is an entry point (`estimate` is in pack.py).
+Import it from there: the package itself imports nothing, so that `weigh` does not wait for what `pack` needs.
 """
-
-from exact_prep.pipeline.export import export
-from exact_prep.pipeline.measure import measure
-from exact_prep.pipeline.pack import estimate, pack
-from exact_prep.pipeline.verify import verify
-from exact_prep.pipeline.weigh import weigh
-
-__all__ = ["estimate", "export", "measure", "pack", "verify", "weigh"]

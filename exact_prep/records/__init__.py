@@ -53,7 +53,9 @@ SEAL = re.compile(rb'"checksum": "([0-9a-f]{64})"(\n\}\n)\Z')
 class Record(BaseModel):
     """Base of every record: frozen, no unknown fields, attribute docstrings become schema descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 RecordT = TypeVar("RecordT", bound=Record)

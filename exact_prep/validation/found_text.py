@@ -16,8 +16,9 @@ import numpy as np
 
 from exact_prep.dataset import MANIFEST
 from exact_prep.errors import UsageError
-from exact_prep.pipeline import pack, weigh
 from exact_prep.pipeline.events import Phase, ignore
+from exact_prep.pipeline.pack import pack
+from exact_prep.pipeline.weigh import weigh
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions, WeightOptions
 from exact_prep.stores.local import explained, make_directory, read_bytes
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exact_prep.pipeline import pack
+from exact_prep.pipeline.pack import pack
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from tests.benchmarks.measure import Figures, median, run
 

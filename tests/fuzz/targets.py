@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 
 import exact_prep
 from exact_prep.errors import ExactPrepError
-from exact_prep.pipeline import pack, verify, weigh
+from exact_prep.pipeline.pack import pack
+from exact_prep.pipeline.verify import verify
+from exact_prep.pipeline.weigh import weigh
 from exact_prep.records import encode, seal
 from exact_prep.records.manifest import Manifest
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions, WeightOptions

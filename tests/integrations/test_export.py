@@ -27,8 +27,8 @@ from written_dataset import (
 
 import exact_prep
 from exact_prep.errors import DatasetError, Interrupted, StorageError, UsageError
-from exact_prep.pipeline import export
 from exact_prep.pipeline.events import Finished, Progress, Started
+from exact_prep.pipeline.export import export
 from exact_prep.shards import open_shard
 from exact_prep.stores.local import temporary_path
 

@@ -11,7 +11,7 @@ from oracle import framework
 from written_dataset import oracle_weights
 
 from exact_prep.errors import DatasetError, Interrupted
-from exact_prep.pipeline import export
+from exact_prep.pipeline.export import export
 from exact_prep.shards import open_shard
 
 torch = framework("torch")

@@ -10,7 +10,7 @@ import pytest
 from oracle import bigram_oracle, framework
 from written_dataset import VOCAB
 
-from exact_prep.pipeline import export
+from exact_prep.pipeline.export import export
 
 torch = framework("torch")
 framework("megatron.core.datasets.gpt_dataset")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import exact_prep
-from exact_prep.pipeline import pack
+from exact_prep.pipeline.pack import pack
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 
 if TYPE_CHECKING:

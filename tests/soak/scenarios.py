@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from exact_prep.errors import DatasetError
-from exact_prep.pipeline import verify
+from exact_prep.pipeline.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
