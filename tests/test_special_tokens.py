@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from exact_prep import pipeline
 from exact_prep.batches import TextBatch
 from exact_prep.dataset import open_dataset
 from exact_prep.errors import TokenizerError
 from exact_prep.pipeline.events import Note
+from exact_prep.pipeline.pack import pack
 from exact_prep.records.manifest import describe_special_tokens
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions
 from exact_prep.reports import load_facts
@@ -341,7 +341,7 @@ def test_the_run_states_the_tokens_before_it_looks_for_inputs(tmp_path):
         packing=PackingOptions(seq_lens=(16,)),
     )
     with pytest.raises(ValueError, match="absent"):
-        pipeline.pack(
+        pack(
             [str(tmp_path / "absent.txt")],
             options,
             tmp_path / "out",
@@ -374,7 +374,7 @@ def test_pack_manifest_and_report_state_the_tokens(tmp_path):
         tokenizer=TokenizerOptions(tokenizer=str(path), backend="tokenizers"),
         packing=PackingOptions(seq_lens=(16,)),
     )
-    [manifest] = pipeline.pack([str(tmp_path / "one.txt")], options, tmp_path / "out")
+    [manifest] = pack([str(tmp_path / "one.txt")], options, tmp_path / "out")
     said = (
         "EOS '<|im_end|>' (id 96, tokenizer_config.json), BOS none (tokenizer.json adds none), "
         "padding '<|endoftext|>' (id 94, tokenizer_config.json)"
