@@ -9,6 +9,7 @@
     ├── StorageError (OSError)         a path cannot be read, written, locked or published
     ├── LedgerError (RuntimeError)     tokens in and tokens out do not add up: a bug, never the user's fault
     ├── WorkerError (RuntimeError)     a worker process died
+    ├── TasksMissing (RuntimeError)    members of a job array have not finished all tasks
     └── Interrupted (RuntimeError)     the run was asked to stop (Ctrl-C, SIGTERM); it can be continued
 
 Every message says what is wrong, where (path, line or row, field), and how to fix it, in one or two lines.
@@ -49,6 +50,10 @@ class LedgerError(ExactPrepError, RuntimeError):
 
 class WorkerError(ExactPrepError, RuntimeError):
     """A worker process died."""
+
+
+class TasksMissing(ExactPrepError, RuntimeError):
+    """Members of a job array have not finished all tasks; start those again that the message names."""
 
 
 class Interrupted(ExactPrepError, RuntimeError):

@@ -30,11 +30,12 @@ from exact_prep.cli.simulate import simulate
 from exact_prep.cli.validate import validate
 from exact_prep.cli.verify import verify
 from exact_prep.cli.weigh import weigh
-from exact_prep.errors import ExactPrepError, Interrupted, UsageError, WeightsError
+from exact_prep.errors import ExactPrepError, Interrupted, TasksMissing, UsageError, WeightsError
 from exact_prep.version import __version__
 
 MISUSE = 2
 FAILURE = 1
+UNFINISHED = 3
 STOPPED = 128 + signal.SIGINT
 
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO}
@@ -101,7 +102,10 @@ def root(
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped and ready to continue."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 tasks of an array are missing, 130 stopped and ready to continue.
+    """
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not under nohup, or in the background
         signal.signal(signal.SIGINT, stop)
@@ -188,6 +192,8 @@ def refuse_bytes(arguments: list[str]) -> None:
 
 def exit_code(error: ExactPrepError) -> int:
     """The exit code of an error."""
+    if isinstance(error, TasksMissing):
+        return UNFINISHED
     return MISUSE if isinstance(error, (UsageError, WeightsError)) else FAILURE
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -33,7 +34,16 @@ from exact_prep.cli.arguments import (
 )
 from exact_prep.errors import UsageError
 
-SOURCE, TOKENS, ROWS, RUN = "Documents", "Tokens", "Rows", "Run"
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from exact_prep.progress import Display
+    from exact_prep.records.options import PackOptions
+
+INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
+"""Where Slurm and Kubernetes say which member of an array this is."""
+
+SOURCE, TOKENS, ROWS, ARRAY, RUN = "Documents", "Tokens", "Rows", "Array", "Run"
 
 
 HELP = """Tokenize and pack a corpus into Arrow shards with plain loss weights.
@@ -305,6 +315,35 @@ def pack(
             "--no-space-check", help="Start even if the disk seems too small for the result.", rich_help_panel=RUN
         ),
     ] = False,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only", help="For an array of jobs: write the plan, and pack nothing.", rich_help_panel=ARRAY
+        ),
+    ] = False,
+    task_index: Annotated[
+        int | None,
+        typer.Option(
+            metavar="I",
+            help="Do tasks I, I + N, I + 2N, ... of the plan; the other options as they were planned.",
+            show_default="SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX",
+            rich_help_panel=ARRAY,
+        ),
+    ] = None,
+    task_count: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Members of the array, also for a member that starts again.", rich_help_panel=ARRAY
+        ),
+    ] = None,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish",
+            help="Publish what the members did; exit code 3, and which tasks, if some are missing.",
+            rich_help_panel=ARRAY,
+        ),
+    ] = False,
     workers: Workers = None,
     overwrite: Overwrite = False,
     no_lock: NoLock = False,
@@ -380,6 +419,14 @@ def pack(
         validation=make_validation(validation, validation_seed),
         loss_weights=loss_weights,
     )
+    member = find_member(task_index, task_count)
+    check_mode(
+        {"--dry-run": dry_run, "--plan-only": plan_only, "--task-count": member is not None, "--finish": finish},
+        overwrite=overwrite,
+    )
+    if member is not None:
+        run_member(out, options, *member, workers=workers, display=display)
+        return
     if dry_run:
         from exact_prep.cli.dry_run import print_estimate
         from exact_prep.pipeline.pack import estimate
@@ -391,22 +438,48 @@ def pack(
     if "-" in inputs and sys.stdin is None:
         raise UsageError("standard input is closed; give the documents to it, or name a file in place of `-`")
     stdin = sys.stdin.buffer if "-" in inputs else None
+    if plan_only:
+        with display:
+            from exact_prep.pipeline.array import plan_array
+
+            tasks = plan_array(
+                inputs,
+                options,
+                out,
+                overwrite=overwrite,
+                lock=not no_lock,
+                space_check=not no_space_check,
+                stdin=stdin,
+                emit=display,
+            )
+        typer.echo(
+            f"{out}: {tasks:,} tasks are planned; start members with --task-index I --task-count N in place of "
+            "--plan-only, then --finish"
+        )
+        return
     with display:
         from exact_prep.dataset import find_home
-        from exact_prep.pipeline.pack import pack as run
 
-        manifests = run(
-            inputs,
-            options,
-            out,
-            workers=workers,
-            overwrite=overwrite,
-            lock=not no_lock,
-            max_rejected=max_rejected,
-            space_check=not no_space_check,
-            stdin=stdin,
-            emit=display,
-        )
+        if finish:
+            from exact_prep.pipeline.array import check_plan, finish_array
+
+            check_plan(out, options)
+            manifests = finish_array(out, max_rejected=max_rejected, lock=not no_lock, emit=display)
+        else:
+            from exact_prep.pipeline.pack import pack as run
+
+            manifests = run(
+                inputs,
+                options,
+                out,
+                workers=workers,
+                overwrite=overwrite,
+                lock=not no_lock,
+                max_rejected=max_rejected,
+                space_check=not no_space_check,
+                stdin=stdin,
+                emit=display,
+            )
     for manifest in manifests:
         where = find_home(out, options.packing.seq_lens, manifest.seq_len, manifest.split)
         counts = manifest.documents
@@ -414,3 +487,48 @@ def pack(
             f"{where}: {manifest.rows:,} rows of {manifest.seq_len:,} tokens from {counts.packed:,} documents "
             f"({counts.empty:,} empty, {counts.rejected:,} rejected), tree hash {manifest.tree_hash}"
         )
+
+
+def find_member(index: int | None, count: int | None) -> tuple[int, int] | None:
+    """Which member of how many this is; None outside of an array. Raises UsageError.
+
+    Schedulers say the index. They do not say the count: a member that is submitted again alone is told that it is 1.
+    """
+    if count is None:
+        if index is not None:
+            raise UsageError("--task-index needs --task-count: how many members does the array have?")
+        return None
+    if index is not None:
+        return index, count
+    for name in INDEX_VARIABLES:
+        if value := os.environ.get(name):
+            if not value.isdecimal():
+                raise UsageError(f"{name} is {value!r} and not the number of a member; give it with --task-index")
+            return int(value), count
+    raise UsageError(
+        f"which member is this? None of {' and '.join(INDEX_VARIABLES)} is set; give its number with --task-index"
+    )
+
+
+def check_mode(modes: Mapping[str, bool], *, overwrite: bool) -> None:
+    """Raise UsageError for modes that exclude each other."""
+    given = [name for name, wanted in modes.items() if wanted]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other; run one after the other")
+    if overwrite and given and given[0] in ("--task-count", "--finish"):
+        raise UsageError("--overwrite is for --plan-only: members and --finish go on with the plan that there is")
+
+
+def run_member(
+    out: Path, options: PackOptions, index: int, count: int, *, workers: int | None, display: Display
+) -> None:
+    """Do the tasks of one member of an array, and say how many."""
+    with display:
+        from exact_prep.pipeline.array import check_member, check_plan
+        from exact_prep.pipeline.array import run_member as run
+
+        check_member(index, count)
+        check_plan(out, options)
+        own, done = run(out, index, count, workers=workers, emit=display)
+    earlier = f", {own - done:,} were finished before" if done < own else ""
+    typer.echo(f"{out}: member {index} of {count} did {done:,} of its {own:,} tasks{earlier}")

@@ -4,7 +4,7 @@
     events.py    what a run tells whoever watches it
     plan.py      the plan of `pack` on disk; tasks.py: its tasks, and which are finished
     continuation.py  goes on with an incomplete run, also where its inputs changed
-    pack.py      inputs -> shards -> datasets, through publish.py
+    pack.py      inputs -> shards -> datasets, through publish.py; array.py: the same as an array of jobs
     validation.py  the last task of a run that holds documents out
     estimate.py  what `pack` will take, from a sample; whether the disk has room for it
     weigh.py     exposure -> weights

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 NAMED = 3
 """Files that a note names, at most."""
 
+FROM_INPUTS = {"inputs_xxh3", "tasks_xxh3", "stdin_xxh3", "left_out", "shard_bytes", "task_bytes", "continued"}
+"""What a plan says that follows from its inputs."""
+
 MEASURED = {"parity_texts", "parity_bytes", "parity_differences", "fallback"}
 """What a tokenizer's record says of the sample that it was proven on: other inputs give another sample."""
 
@@ -86,9 +89,7 @@ def find_option_differences(before: Plan, now: Plan) -> list[str]:
 
 def dump_options(plan: Plan) -> dict[str, Any]:
     """A plan as JSON values, without what follows from its inputs."""
-    dumped = plan.model_dump(
-        mode="json", exclude={"inputs_xxh3", "tasks_xxh3", "stdin_xxh3", "shard_bytes", "task_bytes", "continued"}
-    )
+    dumped = plan.model_dump(mode="json", exclude=FROM_INPUTS)
     dumped["tokenizer"] = {name: value for name, value in dumped["tokenizer"].items() if name not in MEASURED}
     return dumped
 

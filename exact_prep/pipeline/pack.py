@@ -32,7 +32,7 @@ from exact_prep.tokenization import choose, locate, make_tokenizer_files, resolv
 from exact_prep.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -78,37 +78,73 @@ def pack(
     Raises UsageError, SourceError, TokenizerError, StorageError, WorkerError, LedgerError; Interrupted on
     Ctrl-C or SIGTERM, after which the same call continues.
     """
-    seq_lens = options.packing.seq_lens
     check_options(options, out)
     limit = parse_limit(max_rejected)
+    with hold(out, *written_directories(out), lock=lock), interruptible(lambda: explain_stop(out)):
+        planned = begin(
+            inputs,
+            options,
+            out,
+            stdin=stdin,
+            overwrite=overwrite,
+            lock=lock,
+            space_check=space_check,
+            workers=workers,
+            emit=emit,
+        )
+        records = run_tasks(planned, workers, emit)
+        return complete(planned, records, limit, emit)
+
+
+def begin(
+    inputs: Sequence[str],
+    options: PackOptions,
+    out: Path,
+    *,
+    stdin: BinaryIO | None,
+    overwrite: bool,
+    lock: bool,
+    space_check: bool,
+    workers: int | None,
+    emit: Emit,
+) -> PackPlan:
+    """Write the plan of a run into `out`, or find the one that goes on; `out` is held."""
+    seq_lens = options.packing.seq_lens
     splits = (None,) if options.validation is None else SPLITS
     homes = dict.fromkeys(find_home(out, seq_lens, seq_len, split) for seq_len in seq_lens for split in splits)
     children = [place for place in dict.fromkeys([*(home.parent for home in homes), *homes]) if out in place.parents]
-    with hold(out, *written_directories(out), lock=lock), interruptible(lambda: explain_stop(out)):
-        check_out(out, overwrite=overwrite)
-        for child in children:
-            if child.is_dir():  # a `weigh` of this dataset alone holds only its own directory: refuse while it runs
-                check_free(child, *written_directories(child), lock=lock)
-        if "-" in inputs and stdin:
-            emit(Phase(text="reading standard input"))
-        spooled = spool(stdin, out / SPOOL) if "-" in inputs and stdin else None
-        planned = prepare(inputs, options, out, spooled, emit)
-        if space_check:
-            check_space(planned)
-        planned = start_or_continue(planned, overwrite=overwrite, lock=lock, workers=workers, emit=emit)
-        records = run_tasks(planned, workers, emit)
-        check_rejected(planned, records, limit)
-        validation = None if options.validation is None else pack_validation(planned, records, emit)
-        emit(Phase(text="publishing"))
-        manifests = [one for seq_len in seq_lens for one in publish_both(planned, seq_len, records, validation)]
-        remove(out / SPOOL)
-        # The plan goes first: what is left of WORK without it is not a run that can be continued.
-        remove(out / WORK / PLAN)
-        remove(out / WORK)
-        emit(Finished())
-        labels = {label for record in records for label in record.labels}
-        for note in find_surprises(planned, manifests[0], labels, sum(record.own_ids for record in records)):
-            emit(Note(text=note))
+    check_out(out, overwrite=overwrite)
+    for child in children:
+        if child.is_dir():  # a `weigh` of this dataset alone holds only its own directory: refuse while it runs
+            check_free(child, *written_directories(child), lock=lock)
+    if "-" in inputs and stdin:
+        emit(Phase(text="reading standard input"))
+    spooled = spool(stdin, out / SPOOL) if "-" in inputs and stdin else None
+    planned = prepare(inputs, options, out, spooled, emit)
+    if space_check:
+        check_space(planned)
+    return start_or_continue(planned, overwrite=overwrite, lock=lock, workers=workers, emit=emit)
+
+
+def complete(
+    planned: PackPlan, records: Sequence[TaskRecord], limit: Callable[[int], float], emit: Emit
+) -> list[Manifest]:
+    """Publish the datasets of a run whose tasks are all finished; returns their manifests. `planned.out` is held."""
+    out, options = planned.out, planned.plan.options
+    check_rejected(planned, records, limit)
+    validation = None if options.validation is None else pack_validation(planned, records, emit)
+    emit(Phase(text="publishing"))
+    manifests = [
+        one for seq_len in options.packing.seq_lens for one in publish_both(planned, seq_len, records, validation)
+    ]
+    remove(out / SPOOL)
+    # The plan goes first: what is left of WORK without it is not a run that can be continued.
+    remove(out / WORK / PLAN)
+    remove(out / WORK)
+    emit(Finished())
+    labels = {label for record in records for label in record.labels}
+    for note in find_surprises(planned, manifests[0], labels, sum(record.own_ids for record in records)):
+        emit(Note(text=note))
     return manifests
 
 
@@ -195,6 +231,7 @@ def prepare(names: Sequence[str], options: PackOptions, out: Path, stdin: Path |
         shard_bytes=choose_shard_bytes(sum(sizes), max(sizes, default=0)),
         task_bytes=task_bytes,
         stdin_xxh3=digest_file(stdin) if stdin else None,
+        left_out=dict(inputs.left_out),
         inputs_xxh3=digest([encode_inputs(inputs.files, planned=True)]),
         tasks_xxh3=digest([encode_plan_tasks(tasks)]),
     )

@@ -39,6 +39,7 @@ from exact_prep.errors import DatasetError, UsageError
 from exact_prep.records import encode, parse
 from exact_prep.records.tables import decode_inputs, decode_plan_tasks, encode_inputs, encode_plan_tasks
 from exact_prep.records.work import Plan, TaskRecord
+from exact_prep.sources import Inputs
 from exact_prep.stages.pack import held_lengths_name, held_name, lengths_name, record_name, rejected_name, task_key
 from exact_prep.stores.local import (
     HOLDER,
@@ -53,12 +54,12 @@ from exact_prep.stores.local import (
     remove,
     write_atomically,
 )
+from exact_prep.tokenization.files import FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from exact_prep.records.work import Slice
-    from exact_prep.sources import Inputs
 
 SIDE_FILES = (WEIGHTS, STATE, INFO, REJECTED, CARD, DICTIONARY, TABLES, TOKENIZER)
 
@@ -162,6 +163,36 @@ def save_plan(planned: PackPlan) -> None:
         for path in planned.work.path.glob(f"{kind}-*.parquet"):
             if path.name not in tables:
                 remove(path)
+
+
+def open_plan(out: Path) -> PackPlan:
+    """The plan of the run in `out`, with all that its tasks need; raises UsageError if there is none, DatasetError."""
+    work = LocalStore(out / WORK)
+    if work.size(PLAN) is None or work.size(CLEARING) is not None:
+        done = f"{out} is finished already" if out.is_dir() and holds_dataset(out) else f"{out} holds no plan"
+        raise UsageError(f"{done}; `exact-prep pack ... --out {out} --plan-only` plans a run for an array of jobs")
+    plan = parse(Plan, work.read(PLAN), out / WORK / PLAN)
+    spooled = out / SPOOL
+    inputs = Inputs(
+        files=(),
+        options=plan.options.source,
+        left_out=plan.left_out,
+        stdin=spooled if plan.stdin_xxh3 is not None else None,
+    )
+    names = [entry.name.removeprefix(f"{TOKENIZER}/") for entry in work.list(f"{TOKENIZER}/")]
+    path = out / WORK / TOKENIZER / FILE
+    planned = PackPlan(
+        out=out,
+        plan=plan,
+        inputs=inputs,
+        tasks=(),
+        tokenizer_path=path if path.is_file() else None,
+        tokenizer_files={name: work.read(f"{TOKENIZER}/{name}") for name in names},
+    )
+    found = load_plan(planned)
+    if found is None:
+        raise UsageError(f"the plan in {out} was removed a moment ago: another run is finishing it")
+    return found
 
 
 def load_plan(planned: PackPlan) -> PackPlan | None:

@@ -12,7 +12,7 @@ from exact_prep.stages.pack import PackTask
 from exact_prep.stores.local import digest, digest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from exact_prep.pipeline.plan import PackPlan
@@ -40,7 +40,7 @@ def measure_tasks(inputs: Inputs, tasks: Sequence[Sequence[Slice]]) -> list[int]
     return [sum(map(share, task)) for task in tasks]
 
 
-def make_task(planned: PackPlan, index: int, options: PackOptions | None = None) -> PackTask:
+def make_task(planned: PackPlan, index: int, options: PackOptions | None = None, *, alone: bool = True) -> PackTask:
     """A task with its own files alone: a plan of a million files is not sent to every worker."""
     inputs, slices = planned.inputs.only(planned.tasks[index])
     options = options or planned.plan.options
@@ -55,6 +55,7 @@ def make_task(planned: PackPlan, index: int, options: PackOptions | None = None)
         shard_bytes=planned.plan.shard_bytes,
         work=planned.work.url,
         homes={seq_len: str(planned.home(seq_len)) for seq_len in options.packing.seq_lens},
+        alone=alone,
     )
 
 
@@ -65,10 +66,10 @@ def worker_bytes(planned: PackPlan) -> int:
     return WORKER_BYTES // (SLOWNESS if planned.plan.tokenizer.backend == "tokenizers" else 1)
 
 
-def find_finished(planned: PackPlan) -> dict[int, TaskRecord]:
-    """Records on disk whose shards, lists and histograms are there too."""
+def find_finished(planned: PackPlan, tasks: Iterable[int] | None = None) -> dict[int, TaskRecord]:
+    """Records on disk, of some tasks or all, whose shards, lists and histograms are there too."""
     records = {}
-    for task in range(len(planned.tasks)):
+    for task in range(len(planned.tasks)) if tasks is None else tasks:
         if planned.work.size(planned.record_name(task)) is None:
             continue
         try:

@@ -141,5 +141,7 @@ class Plan(Record):
     """Whether a fresh run would be planned in other tasks or shards, because inputs changed while this one ran."""
     stdin_xxh3: Digest | None = None
     """Of standard input, if it was read."""
+    left_out: dict[str, Count] = {}
+    """Files found in input directories but not read, by reason."""
     inputs_xxh3: Digest
     tasks_xxh3: Digest

@@ -32,6 +32,7 @@ from exact_prep.stages.lengths import LengthHistogram
 from exact_prep.stages.limits import within_limits
 from exact_prep.stages.masks import split_masks
 from exact_prep.stores import open_store
+from exact_prep.stores.local import remove
 from exact_prep.tokenization import Tokenizer
 from exact_prep.weighing.exposure import Exposure, measure_rows
 
@@ -69,6 +70,8 @@ class PackTask:
     """Store of the records."""
     homes: dict[int, str]
     """Store of each dataset, by row length."""
+    alone: bool = True
+    """Whether nobody else can be at this task: the run holds the directory."""
 
     @property
     def name(self) -> str:
@@ -119,7 +122,9 @@ def pack_task(task: PackTask, meter: Meter) -> tuple[str, ...]:
     """
     source, work = task.options.source, open_store(task.work)
     places = RecordPlaces(task.inputs, task.slices)
-    discard_task(task.index, task.key, work, [open_store(url) for url in task.homes.values()])
+    if task.alone:
+        discard_task(task.index, task.key, work, [open_store(url) for url in task.homes.values()])
+    # Else another attempt may be about to finish, and what it wrote is what this one will write.
     tokenizer = Tokenizer(
         task.tokenizer_path,
         task.tokenizer,
@@ -317,7 +322,11 @@ class Part:
         if self._writer:
             name = self._shard_name()
             record = self._writer.close(file=name, task=self._task.index)
-            self._home.upload(self._writer.path, name)
+            if self._task.alone or self._home.size(name) != record.bytes:
+                self._home.upload(self._writer.path, name)
+            else:
+                # Another attempt at the same plan was quicker: its bytes are these, and may be weighed by now.
+                remove(self._writer.path)
             self._shards.append(record)
             self._writer = None
 
