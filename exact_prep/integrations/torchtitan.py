@@ -21,6 +21,7 @@ from torchtitan.distributed.spmd_types import spmd_mesh_size  # pyright: ignore[
 import exact_prep
 from exact_prep.errors import UsageError
 from exact_prep.integrations.torch import BatchPolicy, Collator, Loader, carried, carry, weighted_cross_entropy
+from exact_prep.integrations.torch.require import check_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ class PackedDataLoader(BaseDataLoader):
         dataset = exact_prep.open(config.dataset_path or "", plain=config.plain)
         if dataset.seq_len != seq_len:
             raise UsageError(f"rows have {dataset.seq_len} tokens: set training.seq_len to that; it is {seq_len}")
-        check_mean(dataset)
+        check_mean(dataset, "torchtitan")
         policy = BatchPolicy(batch_size=local_batch_size, seed=config.seed)
         collate = Collator(align="prediction")
         self.loader = Loader(dataset, policy, collate=collate, rank=dp_rank, world_size=dp_world_size)
@@ -63,16 +64,6 @@ class PackedDataLoader(BaseDataLoader):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at a position, with any number of ranks; raises UsageError if it is of other data."""
         self.loader.load_state_dict(state_dict)
-
-
-def check_mean(dataset: exact_prep.PackedDataset) -> None:
-    """Raise UsageError unless a supervised target weighs 1 in the mean over the corpus, to 1 %."""
-    mean = dataset.loaded_weights.mean_weight if dataset.loaded_weights else 1.0
-    if abs(mean - 1) > 0.01:
-        raise UsageError(
-            f"targets weigh {mean:.4f} in the mean, but torchtitan divides by their number: every step would be "
-            f"{mean:.4f} times as large; run `exact-prep weigh {dataset.path} --normalize mean`"
-        )
 
 
 def weighted_sum(pred: Tensor, labels: Tensor) -> Tensor:
