@@ -165,9 +165,10 @@ def save_model(model: CausalLM, origin: Path, directory: Path) -> None:
     """Save a trained Hugging Face model with the tokenizer files of `origin`, for lm_eval and other tools."""
     with explained("write", directory):
         model.model.save_pretrained(directory)  # type: ignore[operator]
+        home = origin if origin.is_dir() else origin.parent
         for name in TOKENIZER_FILES:
-            if (origin / name).is_file():
-                shutil.copyfile(origin / name, directory / name)
+            if (home / name).is_file():
+                shutil.copyfile(home / name, directory / name)
 
 
 def run_experiment(
