@@ -518,6 +518,15 @@ def test_an_experiment_leaves_results_plots_and_a_plain_verdict(smoke):
     assert "another experiment (model differ" in refused.stderr
 
 
+def test_the_results_that_are_shown_follow_the_schema():
+    home = Path(__file__).parents[1]
+    schema = json.loads((home / "schemas" / SCHEMA).read_bytes())
+    shown = sorted((home / "examples" / "validation").glob("*.json"))
+    assert {"results.json", "gpu-results.json"} <= {path.name for path in shown}
+    for path in shown:
+        jsonschema.validate(json.loads(path.read_bytes()), schema)
+
+
 def test_a_dataset_that_exact_prep_packed_trains_through_the_reader(tmp_path):
     from written_dataset import documents, weigh_dataset, write_dataset
 

@@ -150,7 +150,7 @@ class Results(Record):
     epochs: float
     """How often a run of normal length read each of its rows: above 1, data repeated."""
     tuning: int = 0
-    """Rows that the learning rate was tuned on, none with a document of those measured; 0 if the rate was given."""
+    """Rows kept apart to tune the learning rate on, with no document of those measured; 0: none were."""
     held_out: int
     """Rows or documents that everything is measured on."""
     held_out_tokens: int
@@ -158,6 +158,7 @@ class Results(Record):
     seeds: tuple[int, ...]
     runs: tuple[Run, ...]
     levels: tuple[Level, ...] = ()
+    """Of every arm and measure; empty in results of versions before them."""
     differences: tuple[Difference, ...]
     readings: tuple[Reading, ...]
 
