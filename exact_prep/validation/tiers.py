@@ -36,7 +36,7 @@ class Tier:
     """Synthetic documents of eight tokens to measure `loss 0-7` on: even a long one has only seven such targets."""
     context_gain: bool = True
     gain_targets: int = 0
-    """Targets of context gain per row and number of visible tokens; 0 measures all. Rows differ more than targets."""
+    """Targets of context gain per row and number of visible tokens; 0 measures all, which costs more."""
     text_bytes: int = 0
     """Of text found on the machine that is used if no data are given; 0: synthetic recall."""
     vocab_size: int = 1024
