@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import exact_prep
 from exact_prep.errors import DatasetError, UsageError
-from exact_prep.pipeline.events import Event, Finished, Note, Started, TaskDone
+from exact_prep.pipeline.events import Event, Finished, Note, Progress, Started, TaskDone
 from exact_prep.records.options import PackingOptions, PackOptions, SourceOptions, TokenizerOptions, WeightOptions
 from exact_prep.validation import attention, decoder, differences, measurements, nolima, probes, ruler
 from exact_prep.validation.arms import make_arm
@@ -30,7 +30,7 @@ from exact_prep.validation.experiment import run_experiment
 from exact_prep.validation.items import Items, take_means
 from exact_prep.validation.jobs import Experiment, Job
 from exact_prep.validation.packed_data import ShortenedStream, open_corpus
-from exact_prep.validation.plots import plot, plot_primary
+from exact_prep.validation.plots import plot, plot_levels, plot_primary
 from exact_prep.validation.results import SCHEMA, Results, Run, Settings, schema_file
 from exact_prep.validation.synthetic_data import (
     KEY_COUNT,
@@ -110,12 +110,13 @@ def test_a_document_sees_only_itself():
 
 
 def test_the_loss_of_a_target_is_that_of_the_logits_before_it():
-    logits = torch.randn(5, 7)
-    ids = torch.tensor([1, 2, 3, 4, 5])
-    losses = cross_entropy(logits, ids)
-    assert losses[0] == 0
-    for t in range(1, 5):
-        assert losses[t].item() == pytest.approx(-logits[t - 1].log_softmax(-1)[ids[t]].item(), abs=1e-6)
+    model, ids, edges = small(), torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 3, 5])
+    logits = model(ids, edges)
+    for targets in (None, torch.tensor([1, 4]), torch.tensor([3])):
+        losses = cross_entropy(model, ids, edges, targets)
+        places = [1, 2, 3, 4] if targets is None else targets.tolist()
+        expected = [-logits[t - 1].log_softmax(-1)[ids[t]].item() for t in places]
+        assert losses.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9, 600, 2000])
@@ -282,12 +283,12 @@ def test_loss_by_bucket_equals_counting_target_by_target():
             loss = -float(logits[start + context - 1].log_softmax(-1)[row[start + context]])
             sums.setdefault(f"loss {low}-{max(2 * low, 8) - 1}", []).append(loss)
         start += length
-    losses, of_mixture = probes.measure_losses(model, [batch], 16)
-    found = take_means(losses)
+    measures = take_means(probes.measure_rows(model, [batch], 16))
+    found = {name: mean for name, mean in measures.items() if name.startswith("loss")}
     everything = found.pop("loss all")
     assert found == pytest.approx({name: np.mean(values) for name, values in sums.items()}, rel=1e-5)
     assert everything == pytest.approx(np.mean([v for values in sums.values() for v in values]), rel=1e-5)
-    mixture = take_means(of_mixture)
+    mixture = {name: mean for name, mean in measures.items() if name.startswith("mixture")}
     below = sums["loss 0-7"] + sums["loss 8-15"]
     assert mixture == pytest.approx({"mixture all": everything, "mixture short": np.mean(below)}, rel=1e-5)
 
@@ -303,14 +304,14 @@ class Bytes:
 class Parrot(torch.nn.Module):
     """Continues as the text went on after the last place that ended with the same 12 bytes."""
 
-    def forward(self, ids, edges):
+    def forward(self, ids, edges, wanted):
         logits = torch.zeros(ids.numel(), 256)
         text = bytes(ids.tolist())
         for t in range(12, len(text)):
             found = text.rfind(text[t - 11 : t + 1], 0, t)
             if found >= 0 and found + 12 < len(text):
                 logits[t, text[found + 12]] = 20.0
-        return logits
+        return logits[wanted]
 
 
 def test_the_text_suite_makes_items_that_fit_and_that_their_own_answers_satisfy():
@@ -333,6 +334,9 @@ def test_a_model_that_copies_answers_needles_in_part():
     scores = take_means(ruler.run_suite(Parrot(), Bytes(), (600,), 3, seed=1))
     assert set(scores) >= {"match niah_single@600", "logp niah_single@600"}
     assert 0 <= scores["match niah_single@600"] <= 1
+    read: list[int] = []
+    ruler.run_suite(Parrot(), Bytes(), (300, 600), 2, seed=1, answered=read.append)
+    assert read == [300] * 2 * len(ruler.MAKERS) + [600] * 2 * len(ruler.MAKERS)
     item = ruler.Item("the number for abcdefghijkl is: 7654321. Again, the number for abcdefghijkl is:", ("7654321",))
     match, logp = ruler.score(Parrot(), Bytes(), item, "cpu")
     assert match == 1.0
@@ -406,6 +410,23 @@ def test_the_noise_of_items_is_inside_the_intervals_as_a_bootstrap_over_seeds_an
     assert np.std(drawn) < differences.standard_error(values) < 1.15 * np.std(drawn)
     alone = differences.standard_error(seeds_only(means.mean(1).tolist()))
     assert differences.standard_error(values) > 1.3 * alone
+
+
+def test_the_level_of_one_model_has_the_interval_of_a_mean_of_rows_and_of_several_that_of_their_means():
+    values = np.array([2.0, 2.4, 1.9, 2.2, 2.1])
+    counts = np.array([50.0, 50, 0, 50, 50])  # a row without such targets is no item
+    alone = differences.make_level("uniform", "loss 8-15", [Items(values * counts, counts)])
+    known = values[counts > 0]
+    half = 3.182446 * known.std(ddof=1) / 2  # the 97.5 % quantile of t with 3 degrees of freedom
+    assert (alone.mean, alone.low, alone.high) == pytest.approx(
+        (known.mean(), known.mean() - half, known.mean() + half), rel=1e-6
+    )
+    assert (alone.items, alone.targets, alone.seeds) == (4, 200, 1)
+    several = differences.make_level("uniform", "loss 8-15", seeds_only([2.0, 2.4, 1.9, 2.2]))
+    half = 3.182446 * np.std([2.0, 2.4, 1.9, 2.2], ddof=1) / 2
+    assert (several.mean, several.high, several.seeds) == pytest.approx((2.125, 2.125 + half, 4), rel=1e-6)
+    one = differences.make_level("uniform", "harness piqa acc", seeds_only([0.6]))
+    assert (one.low, one.mean, one.high, one.items) == (0.6, 0.6, 0.6, 1)
 
 
 def test_a_difference_that_is_called_detectable_is_found_in_four_of_five_experiments():
@@ -495,6 +516,15 @@ def test_an_experiment_leaves_results_plots_and_a_plain_verdict(smoke):
     refused = subprocess.run(other, capture_output=True, text=True, timeout=100, check=False)
     assert refused.returncode == 2
     assert "another experiment (model differ" in refused.stderr
+
+
+def test_the_results_that_are_shown_follow_the_schema():
+    home = Path(__file__).parents[1]
+    schema = json.loads((home / "schemas" / SCHEMA).read_bytes())
+    shown = sorted((home / "examples" / "validation").glob("*.json"))
+    assert {"results.json", "gpu-results.json"} <= {path.name for path in shown}
+    for path in shown:
+        jsonschema.validate(json.loads(path.read_bytes()), schema)
 
 
 def test_a_dataset_that_exact_prep_packed_trains_through_the_reader(tmp_path):
@@ -687,6 +717,7 @@ def test_what_cannot_be_run_is_refused_at_once_and_takes_no_place(tmp_path):
         (["--weights", table], "--weights needs --data"),
         (["--seeds", "0,-1"], "--seeds 0,-1: numbers with commas between"),
         (["--arms", "uniform,exakt"], "there is no arm 'exakt'"),
+        (["--steps", "0", "--minutes", "5"], "choose --held-out instead"),
     ):
         done = validated("--out", out, *arguments)
         assert done.returncode in (1, 2), done.stderr
@@ -730,20 +761,54 @@ def test_what_is_measured_on_bases_and_arms_share_no_document(tmp_path):
     assert len(out) + len(base) + len(arms) + corpus.left_out == len(opened)
 
 
+def test_the_learning_rate_is_tuned_on_rows_that_share_no_document_with_those_measured(tmp_path):
+    from written_dataset import documents, weigh_dataset, write_dataset
+
+    data = weigh_dataset(write_dataset(tmp_path / "data", documents(80, 300), seq_len=128))
+    corpus, alone = open_corpus(data, held_out=4, tune=True), open_corpus(data, held_out=4)
+    measured, tuning = ({row.ids.numpy().tobytes() for row in rows} for rows in (corpus.held_out, corpus.tuning))
+    assert measured == {row.ids.numpy().tobytes() for row in alone.held_out}  # a given rate changes nothing
+    assert alone.tuning == []
+    opened = exact_prep.open(data)
+    places = {opened[place].input_ids.astype(np.int64).tobytes(): place for place in range(len(opened))}
+    task = np.repeat([s.task for s in opened.files.shards], [s.rows for s in opened.files.shards])
+
+    def named(rows: list[int]) -> set[tuple[int, int]]:
+        return {(int(task[row]), document) for row in rows for document in opened[row].doc_ids.tolist()}
+
+    parts = [[places[row] for row in rows] for rows in (measured, tuning)] + [list(map(int, corpus.arms.rows))]
+    assert [len(part) for part in parts[:2]] == [4, 4]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not named(parts[one]) & named(parts[other])
+    assert sum(map(len, parts)) + corpus.left_out == len(opened)
+    other = weigh_dataset(write_dataset(tmp_path / "other", documents(30, 300, seed=1), seq_len=128))
+    beside = open_corpus(data, held_out=4, held_out_from=other, tune=True)
+    assert (len(beside.held_out), len(beside.tuning), len(beside.arms)) == (4, 4, len(opened))
+    few = weigh_dataset(write_dataset(tmp_path / "few", [[1, 2] * 130], seq_len=64, shards=1))
+    with pytest.raises(UsageError, match="no row to tune the learning rate on"):
+        open_corpus(few, held_out=1, tune=True)
+    assert len(open_corpus(few, held_out=2, trains=False).held_out) == 2
+
+
 def test_context_gain_equals_cutting_the_context_target_by_target():
     model = small().eval()
     ids = torch.randint(0, VOCABULARY, (90,), generator=torch.Generator().manual_seed(1))
     batch = make_batch([(ids.numpy(), np.array([30, 60], np.int32))])
-    found = probes.context_gain(model, [batch], (4,), 8)
     gains = []
     with torch.no_grad():
         for start, stop in ((0, 30), (30, 90)):
-            whole = cross_entropy(model(ids[start:stop], torch.tensor([0, stop - start])), ids[start:stop])
+            whole = model(ids[start:stop], torch.tensor([0, stop - start])).log_softmax(-1)
             for target in range(start + 12, stop):  # a quarter of four targets share a window: each has its own
-                part = ids[target - 4 : target + 1]
-                gains.append(float(cross_entropy(model(part, torch.tensor([0, 5])), part)[-1] - whole[target - start]))
-    assert found["context 4"].counts.sum() == len(gains)
-    assert found["context 4"].mean == pytest.approx(np.mean(gains), abs=1e-5)
+                part = model(ids[target - 4 : target + 1], torch.tensor([0, 5])).log_softmax(-1)
+                gains.append(float(whole[target - start - 1, ids[target]] - part[-2, ids[target]]))
+    found = probes.measure_rows(model, [batch], 8, visible=(4,))["context 4"]
+    assert found.counts.sum() == len(gains)
+    assert found.mean == pytest.approx(np.mean(gains), abs=1e-5)
+    assert len(gains) == 18 + 48
+    some = probes.measure_rows(model, [batch], 8, visible=(4,), gain_targets=6)["context 4"]
+    assert some.counts.sum() == 6
+    taken = [gains[place] for place in (5, 16, 27, 38, 49, 60)]  # the middles of six equal parts
+    assert some.mean == pytest.approx(np.mean(taken), abs=1e-5)
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
@@ -795,11 +860,20 @@ def test_without_a_step_a_model_is_only_measured(tmp_path):
     data = weigh_dataset(write_dataset(tmp_path / "data", documents(60, 400), seq_len=128))
     experiment = tiny_experiment(tmp_path / "out", data)
     tier = replace(experiment.tier, steps=0, context_gain=True, sweep=(1, 2))
-    results = run_experiment(replace(experiment, tier=tier))
+    events: list[Event] = []
+    results = run_experiment(replace(experiment, tier=tier), emit=events.append)
+    measuring = events[max(place for place, event in enumerate(events) if isinstance(event, Started)) :]
+    assert measuring[0] == Started(what="measuring", tasks=1, done=0, total_bytes=2, done_bytes=0, unit="tasks")
+    assert [event.bytes - measuring[1].bytes for event in measuring if isinstance(event, Progress)] == [0, 1, 2]
+    assert sum("a held-out row took" in event.text for event in measuring if isinstance(event, Note)) == 1
     (run,) = results.runs
     assert (run.arm, run.steps, run.lr, run.final_loss) == ("uniform", 0, 0, None)
     assert {"context 32", "loss 32-63"} <= run.measures.keys()
     assert results.sweep == results.differences == ()
+    assert {level.measure: level.mean for level in results.levels} == pytest.approx(run.measures)
+    assert all(level.low < level.mean < level.high for level in results.levels if level.items > 1)
+    plot_levels(results, tmp_path / "levels.png")
+    assert (tmp_path / "levels.png").stat().st_size > 5000
 
 
 def test_text_found_on_the_machine_is_divided_by_file_and_trains_every_arm(tmp_path):

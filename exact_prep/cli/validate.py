@@ -30,7 +30,10 @@ Interrupted, the same command continues. Needs the extra: pip install 'exact-pre
 
 Examples:
     exact-prep validate -o validation
-    exact-prep validate --data packed --tier example --seeds 0,1,2
+    exact-prep validate --tier example -o validation
+    exact-prep validate --tier model --model DIR --data packed --minutes 120
+    exact-prep validate --tier model --model FILE.gguf --data packed \\
+      --steps 0 --held-out 24 --no-text-suite
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
@@ -41,13 +44,17 @@ def validate(
         typer.Option("--out", "-o", metavar="DIR", callback=check_path, help="Where runs, results.json and plots go."),
     ] = Path("validation"),
     data: Annotated[
-        Path | None, typer.Option(help="A dataset that was packed and weighed; without it synthetic recall.")
+        Path | None,
+        typer.Option(
+            help="A dataset that was packed and weighed.",
+            show_default="Python sources found on this machine; in --tier smoke synthetic recall",
+        ),
     ] = None,
     weights: WeightsTable = None,
     weights_from_elsewhere: FromElsewhere = False,
-    synthetic: Annotated[bool, typer.Option("--synthetic", help="Synthetic key-value recall (the default).")] = False,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Synthetic key-value recall instead of text.")] = False,
     model: Annotated[
-        str, typer.Option(help="`small`, or the directory of a Hugging Face causal language model.")
+        str, typer.Option(help="`small`, or a Hugging Face causal language model: its directory, or a .gguf file.")
     ] = "small",
     arms: Annotated[
         str | None,
@@ -71,6 +78,15 @@ def validate(
     tokens_per_step: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a step.", show_default="the tier's")
     ] = None,
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rows that everything is measured on; as many others tune --lr.", show_default="the tier's"
+        ),
+    ] = None,
+    no_text_suite: Annotated[
+        bool, typer.Option("--no-text-suite", help="Leave out the RULER-style suite, which long rows make slow.")
+    ] = False,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.1, help="Measure this machine's speed first, and make runs fit.", show_default="no limit"),
@@ -102,7 +118,7 @@ def validate(
             from exact_prep.validation.jobs import Experiment
         except ModuleNotFoundError as error:
             raise UsageError(f"validate needs {error.name}: pip install 'exact-prep[validate]'") from None
-    from exact_prep.validation.plots import plot, plot_primary
+    from exact_prep.validation.plots import plot, plot_levels, plot_primary
     from exact_prep.validation.tiers import TIERS
 
     if data is not None and synthetic:
@@ -111,7 +127,16 @@ def validate(
         raise UsageError("--weights needs --data: it is a table for a packed dataset")
     if tier == "model" and (data is None or model == "small"):
         raise UsageError("--tier model needs --model, a checkpoint, and --data, a dataset packed with its tokenizer")
-    asked = {"lr": lr, "steps": steps, "tokens_per_step": tokens_per_step, "sweep": () if lr is not None else None}
+    if steps == 0 and minutes is not None:
+        raise UsageError("--minutes fits steps to the time, and --steps 0 has none; choose --held-out instead")
+    asked = {
+        "lr": lr,
+        "steps": steps,
+        "tokens_per_step": tokens_per_step,
+        "held_out": held_out,
+        "ruler_items": 0 if no_text_suite else None,
+        "sweep": () if lr is not None else None,
+    }
     chosen = replace(TIERS[tier], **{name: value for name, value in asked.items() if value is not None})
     if synthetic and arms is None:  # rows are drawn from a dataset
         chosen = replace(chosen, arms=tuple(arm for arm in chosen.arms if not arm.startswith("upsample")))
@@ -137,14 +162,16 @@ def validate(
             experiment, workers=1 if on == "cuda" else workers or count_cores(), minutes=minutes, emit=display
         )
     console = Console()
-    for part in tables(results, console.width):
+    measured_only = results.arms == ("uniform",)
+    for part in [table_of_levels(results)] if measured_only else tables(results, console.width):
         console.print(part)
     for line in verdict(results):
         typer.echo(line)
+    draw, name = (plot_levels, "levels") if measured_only else (plot, "differences")
     for suffix in ("png", "svg"):
-        plot(results, out / f"differences.{suffix}")
+        draw(results, out / f"{name}.{suffix}")
     plot_primary(results, out / "primary.pdf")
-    typer.echo(f"{out / 'results.json'} and {out / 'differences.png'} hold the rest")
+    typer.echo(f"{out / 'results.json'} and {out / f'{name}.png'} hold the rest")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -161,6 +188,20 @@ def tables(results: Results, width: int) -> Iterator[Table]:
     per_table = max((width - MEASURE_WIDTH) // CELL_WIDTH, 1)
     for first in range(0, len(others), per_table):
         yield table(results, others[first : first + per_table])
+
+
+def table_of_levels(results: Results) -> Table:
+    """What a model that was only measured reaches, plus or minus half of the 95 % interval over held-out items."""
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    grid.add_column("measure", no_wrap=True)
+    for name in ("mean", "items", "targets"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for level in results.levels:
+        half = f" ±{(level.high - level.low) / 2:.4f}" if level.items > 1 else ""
+        grid.add_row(level.measure, f"{level.mean:.4f}{half}", f"{level.items:,}", f"{level.targets:,}")
+    return grid
 
 
 def table(results: Results, arms: list[str]) -> Table:

@@ -22,15 +22,17 @@ Read the files in this order.
         measurements       decides which of these run, and runs them
         probes             context gain, held-out loss by bucket, recall by distance, evidence ablation
         items              a measure by held-out item
+        generation         greedy continuation, with a cache where the model has one
         ruler              a RULER-style suite for models that read text
         nolima             NoLiMa's needles, from the user's copy
         harness            tasks of lm-evaluation-harness
     What comes out
         differences        paired differences between arms, intervals over seeds and items, and how to read them
         results            the records in results.json
-        plots              the plots: a column per arm
+        plots              the plots: a column per arm; of one model, its levels
 
-The rule for reading the results was set before any run. `uniform` is tuned first, and every arm trains at its learning
-rate. The primary measure is context gain at tau on held-out data: EXACT helps where it beats both `uniform` and the
-`lr` of its own mass, after Holm's correction over the EXACT arms. Other measures in the tail are a family of their own.
+The rule for reading the results was set before any run. `uniform` is tuned first, on held-out rows that are not
+measured later, and every arm trains at its learning rate. The primary measure is context gain at tau on held-out data:
+EXACT helps where it beats both `uniform` and the `lr` of its own mass, after Holm's correction over the EXACT arms.
+Other measures in the tail are a family of their own.
 """

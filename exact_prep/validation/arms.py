@@ -10,8 +10,8 @@
     steps      uniform, 5 % more steps (and data)
     null       uniform, with weights perturbed by 1e-4: the noise of a paired comparison
 
-    upsample   uniform weights on rows drawn so that the tail has the share that exact aims at; costs unique rows
-and steps this means its mean weight, the factor by which it has more supervision than uniform.
+`exact@1` is `exact` at alpha 1. Every arm that has weights accepts @ALPHA, and so do upsample, lr and steps. For lr and
+steps it means the mean weight of `exact@ALPHA`, the factor by which that has more supervision than uniform.
 """
 
 from __future__ import annotations

@@ -50,24 +50,31 @@ def fit_to_time(experiment: Experiment, claim: Path, minutes: float, workers: in
     short = time_steps(job, model, job.base_stream()) if experiment.model is None else 0.0
     long = time_steps(job, model, job.stream)
     measure(job, model)  # compiles what is compiled
-    begun = time.monotonic()
-    measure(job, model)
-    measuring = time.monotonic() - begun
     runs = len({"uniform", *experiment.arms}) * len(experiment.seeds)
     tried = len(tier.sweep) * len(experiment.seeds[:2])
     bases = len({seed % tier.bases for seed in experiment.seeds}) if experiment.model is None else 0
     longest = sum(count_steps(tier.steps, job.make_arm(arm)) for arm in experiment.arms) * len(experiment.seeds)
     training = bases * tier.base_steps * short + (longest + tried * tier.steps) * long
-    left = SHARE * minutes * 60 * workers - (runs + tried) * measuring
+    measuring = runs * time_measuring(job, model)
+    if tried:
+        measuring += tried * time_measuring(replace(job, sweeps=True), model)
+    left = SHARE * minutes * 60 * workers - measuring
     factor = min(left / training, 1.0) if training else 1.0
     steps, base_steps = int(tier.steps * factor), int(tier.base_steps * factor)
     if steps < LEAST_STEPS <= tier.steps:
-        needed = ((runs + tried) * measuring + training * LEAST_STEPS / tier.steps) / (SHARE * 60 * workers)
+        needed = (measuring + training * LEAST_STEPS / tier.steps) / (SHARE * 60 * workers)
         raise UsageError(
             f"--minutes {minutes:g}: {runs + tried} runs of at least {LEAST_STEPS} steps take {needed:.0f} minutes on "
             "this machine; give more, or fewer --arms or --seeds"
         )
     return replace(experiment, tier=replace(tier, steps=steps, base_steps=base_steps))
+
+
+def time_measuring(job: Job, model: nn.Module) -> float:
+    """Seconds that the measures of one run take; a run of the sweep has fewer."""
+    begun = time.monotonic()
+    measure(job, model)
+    return time.monotonic() - begun
 
 
 def time_steps(job: Job, model: nn.Module, stream: Batches) -> float:

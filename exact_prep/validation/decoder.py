@@ -43,14 +43,17 @@ class Decoder(nn.Module):
             for out in (block.attention.out, block.mlp[-1]):  # type: ignore[union-attr, index]
                 nn.init.zeros_(out.weight)  # type: ignore[union-attr, arg-type]
 
-    def forward(self, ids: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-        """`ids[T]` in segments cut at `edges[S + 1]` -> logits[T, V]; the logits at t predict token t + 1."""
+    def forward(self, ids: torch.Tensor, edges: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """`ids[T]` in segments cut at `edges[S + 1]` -> logits[T, V]; the logits at t predict token t + 1.
+
+        With `wanted[N]`, ascending places: logits[N, V] of these alone, most of the work of a small model saved.
+        """
         x = self.embed(ids)  # [T, C]
         positions = left_contexts(edges)
         rotation = rotations(positions, self.shape.width // self.shape.heads, self.shape.rope_base)
         for block in self.blocks:
             x = block(x, rotation, positions, edges)
-        return self.head(self.norm(x))
+        return self.head(self.norm(x if wanted is None else x[wanted]))
 
 
 class Block(nn.Module):
@@ -116,7 +119,11 @@ def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torc
     return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1).type_as(x)
 
 
-def cross_entropy(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The loss of each target, float32[T]. Logits at t - 1 predict target t; the first target has no prediction: 0."""
-    losses = functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="none")
-    return functional.pad(losses, (1, 0))
+def cross_entropy(
+    model: nn.Module, ids: torch.Tensor, edges: torch.Tensor, targets: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The loss of each target, float32[N], at the ascending places `targets[N]` >= 1; None means all but the first."""
+    if targets is None:
+        targets = torch.arange(1, ids.numel(), device=ids.device)
+    logits = model(ids, edges, targets - 1)  # those at t - 1 predict target t
+    return functional.cross_entropy(logits.float(), ids[targets], reduction="none")

@@ -14,7 +14,7 @@ import numpy as np
 
 from exact_prep.validation.arms import parse_arm
 from exact_prep.validation.items import Items
-from exact_prep.validation.results import Difference, Reading
+from exact_prep.validation.results import Difference, Level, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -118,6 +118,40 @@ def standard_error(values: Sequence[Items]) -> float:
     return math.sqrt(variance)
 
 
+def find_levels(runs: Sequence[Run]) -> tuple[Level, ...]:
+    """What every arm reaches at every measure, with its interval; runs that diverged are left out."""
+    by_arm: dict[str, list[Run]] = {}
+    for run in runs:
+        if not run.diverged:
+            by_arm.setdefault(run.arm, []).append(run)
+    return tuple(
+        make_level(arm, name, [get_items(run, name) for run in own])
+        for arm, own in by_arm.items()
+        for name in sort_measures(own[0].measures)
+    )
+
+
+def make_level(arm: str, measure: str, values: Sequence[Items]) -> Level:
+    """Mean and 95 % interval of `values` by seed; degrees of freedom are of seeds, or of items for one seed."""
+    from scipy.stats import t
+
+    known = values[0].counts > 0
+    values = [Items(own.sums[known], own.counts[known]) for own in values]
+    mean, items = average(values), int(known.sum())
+    freedom = (len(values) if len(values) > 1 else items) - 1
+    half = float(t.ppf(1 - LEVEL / 2, freedom)) * standard_error(values) if freedom else 0.0
+    return Level(
+        arm=arm,
+        measure=measure,
+        mean=mean,
+        low=mean - half,
+        high=mean + half,
+        items=items,
+        targets=round(float(values[0].counts.sum())),
+        seeds=len(values),
+    )
+
+
 def make_difference(
     arm: str, against: str, measure: str, values: Sequence[Items], limit: Word | None = None
 ) -> Difference:
@@ -162,13 +196,14 @@ def find_detectable(error: float, freedom: int) -> float:
 
 
 def sort_measures(measures: Iterable[str]) -> list[str]:
-    """Measures sorted by kind, the primary's first, then by context or distance."""
+    """Measures sorted by kind, the primary's first, then by context or distance; those of all targets last."""
     kinds = ("context", "loss", "mixture")
 
-    def place(measure: str) -> tuple[int, str, int, str]:
+    def place(measure: str) -> tuple[int, str, float, str]:
         kind = measure.partition(" ")[0]
         first = kinds.index(kind) if kind in kinds else len(kinds)
-        return first, kind, parse_distance(measure) or 0, measure
+        distance = parse_distance(measure)
+        return first, kind, math.inf if distance is None else distance, measure
 
     return sorted(measures, key=place)
 

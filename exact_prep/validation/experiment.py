@@ -17,22 +17,23 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from exact_prep.errors import UsageError
-from exact_prep.pipeline.events import Finished, Note, Phase, ignore
+from exact_prep.pipeline.events import Finished, Note, Phase, Progress, ignore
 from exact_prep.pipeline.runs import TaskRun
 from exact_prep.stores.local import explained, load, make_directory, save
 from exact_prep.validation.arms import Arm
 from exact_prep.validation.budget import fit_to_time
-from exact_prep.validation.differences import TUNED, compare_arms, name_primary, read_differences
+from exact_prep.validation.differences import TUNED, compare_arms, find_levels, name_primary, read_differences
 from exact_prep.validation.huggingface_model import CausalLM
 from exact_prep.validation.items import take_means
 from exact_prep.validation.jobs import Job, prepare_data
-from exact_prep.validation.measurements import check_text_suite, measure
+from exact_prep.validation.measurements import check_text_suite, count_questions, measure
 from exact_prep.validation.results import ItemSums, Results, Run, Settings, SweepPoint
 from exact_prep.validation.training import Schedule, count_steps, train
 from exact_prep.weighing.context import bucket_edges
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from exact_prep.engines import Meter
-    from exact_prep.pipeline.events import Emit
+    from exact_prep.pipeline.events import Emit, Event
     from exact_prep.validation.jobs import Experiment
 
 CLAIM = "experiment.json"
@@ -68,8 +69,7 @@ def choose_device(asked: str) -> str:
 
 def run_job(job: Job, meter: Meter) -> None:
     """Run one job, unless it is done already."""
-    # One thread per run is bitwise reproducible; the cores are used by parallel runs instead.
-    torch.set_num_threads(1)
+    torch.set_num_threads(job.experiment.threads)
     own = replace(job)  # a copy: its cached data are freed after the job
     if not own.path.exists():
         train_base(own, meter) if own.arm is None else run_arm(own, own.arm, meter)
@@ -117,7 +117,8 @@ def run_arm(job: Job, name: str, meter: Meter) -> None:
         every=tier.checkpoint_every,
         progressed=lambda: meter.add(1, tier.tokens_per_step),
     )
-    measures, items = take_measures(job, model) if all(map(math.isfinite, losses)) else ({}, {})
+    diverged = not all(map(math.isfinite, losses))
+    measures, items = ({}, {}) if diverged else take_measures(job, model, meter)
     if isinstance(model, CausalLM) and experiment.model is not None and experiment.save_models and not job.sweeps:
         save_model(model, experiment.model, experiment.out / "models" / f"{name}-{job.seed}")
     rows = steps * stream.rows_per_step
@@ -138,9 +139,18 @@ def run_arm(job: Job, name: str, meter: Meter) -> None:
     checkpoint.unlink(missing_ok=True)
 
 
-def take_measures(job: Job, model: nn.Module) -> tuple[dict[str, float], dict[str, ItemSums]]:
-    """All measures of a trained model, and those by item; nothing if one is not a finite number: it diverged."""
-    by_item, plain = measure(job, model)
+def take_measures(job: Job, model: nn.Module, meter: Meter) -> tuple[dict[str, float], dict[str, ItemSums]]:
+    """All measures of a trained model, and those by item; nothing if one is not a finite number: it diverged.
+
+    The progress of training is that of its steps; where there are none, that of what is measured.
+    """
+
+    def measured(tokens: int) -> None:
+        if not job.experiment.tier.steps:
+            meter.add(1, tokens)
+
+    meter.add(0)  # measuring begins
+    by_item, plain = measure(job, model, measured)
     means = take_means(by_item) | plain
     if not all(map(math.isfinite, means.values())):
         return {}, {}
@@ -155,9 +165,10 @@ def save_model(model: CausalLM, origin: Path, directory: Path) -> None:
     """Save a trained Hugging Face model with the tokenizer files of `origin`, for lm_eval and other tools."""
     with explained("write", directory):
         model.model.save_pretrained(directory)  # type: ignore[operator]
+        home = origin if origin.is_dir() else origin.parent
         for name in TOKENIZER_FILES:
-            if (origin / name).is_file():
-                shutil.copyfile(origin / name, directory / name)
+            if (home / name).is_file():
+                shutil.copyfile(home / name, directory / name)
 
 
 def run_experiment(
@@ -172,13 +183,15 @@ def run_experiment(
     if minutes is not None:
         emit(Phase(text="measuring how fast this machine is"))
         experiment = fit_to_time(experiment, experiment.out / CLAIM, minutes, workers)
-    arms = tuple(dict.fromkeys(("uniform", *experiment.arms))) if experiment.tier.steps else ("uniform",)
-    seeds = experiment.seeds if experiment.tier.steps else experiment.seeds[:1]
+    arms, seeds = tuple(dict.fromkeys(("uniform", *experiment.arms))), experiment.seeds
+    if not experiment.tier.steps:  # one model, measured once
+        arms, seeds, experiment = ("uniform",), seeds[:1], replace(experiment, threads=workers)
     first = Job(experiment, "uniform", seeds[0])
     for arm in arms:
         first.arm_stream(first.make_arm(arm))  # a wrong name fails here, not after an hour
-    if not (experiment.out / CLAIM).exists():
-        first.new_model()  # a wrong path fails here, before the output directory is claimed
+    if (experiment.out / CLAIM).exists():
+        claim(experiment)  # refuses another experiment before its model is loaded
+    parameters = sum(p.numel() for p in first.new_model().parameters())  # a wrong path fails here, before the claim
     claim(experiment)
     check_text_suite(experiment, lambda line: emit(Note(text=line)))
     describe_data(first, lambda line: emit(Note(text=line)))
@@ -195,10 +208,10 @@ def run_experiment(
             Note(text=f"uniform does best at a learning rate of {experiment.tier.lr * factor:g}: all arms train there")
         )
     jobs = [Job(experiment, arm, seed, factor) for seed in seeds for arm in arms]
-    run_jobs("arms", jobs, workers, emit)
+    run_jobs("arms" if experiment.tier.steps else "measuring", jobs, workers, emit)
     emit(Finished())
     runs = [load(Run, job.path) for job in jobs]
-    results = make_results(experiment, arms, seeds, runs, replace(first, factor=factor), sweep)
+    results = make_results(experiment, arms, seeds, runs, replace(first, factor=factor), sweep, parameters)
     save(results, experiment.out / "results.json")
     return results
 
@@ -208,6 +221,11 @@ def describe_data(job: Job, notify: Callable[[str], None]) -> None:
     if job.experiment.data is None:
         return
     tier, corpus = job.experiment.tier, job.corpus
+    if corpus.tuning:
+        notify(
+            f"{len(corpus.held_out):,} rows are measured; the learning rate is tuned on {len(corpus.tuning):,} others, "
+            "which share no document with them"
+        )
     if corpus.left_out:
         notify(f"{corpus.left_out:,} rows are left out: they hold more of documents that are held out")
     base_epochs, epochs = count_epochs(job)
@@ -226,7 +244,7 @@ def count_epochs(job: Job) -> tuple[float, float]:
     if job.experiment.data is None:
         return (1.0 if tier.base_steps else 0.0), 1.0
     base, arms = len(job.corpus.base) * stream.seq_len, len(job.corpus.arms) * stream.seq_len
-    return (tier.base_steps * tier.tokens_per_step / base if base else 0.0), tokens / arms
+    return (tier.base_steps * tier.tokens_per_step / base if base else 0.0), tokens / arms if tokens else 0.0
 
 
 def run_jobs(what: str, jobs: list[Job], workers: int, emit: Emit) -> None:
@@ -235,15 +253,43 @@ def run_jobs(what: str, jobs: list[Job], workers: int, emit: Emit) -> None:
         return
     finished = [index for index, job in enumerate(jobs) if job.path.exists()]
     tier = jobs[0].experiment.tier
-    steps = tier.base_steps if jobs[0].arm is None else max(tier.steps, 1)
-    run = TaskRun(what, [steps] * len(jobs), finished, emit=emit, unit="tasks")
+    steps = tier.base_steps if jobs[0].arm is None else tier.steps
+    if not steps:
+        emit = foretell(jobs[0], emit)
+    size = steps or max(sum(count_measured(jobs[0])), 1)
+    run = TaskRun(what, [size] * len(jobs), finished, emit=emit, unit="tasks")
     missing = {index: jobs[index] for index in run.missing}
-    if missing:
+    if missing and steps:
         emit(Note(text=f"{what}: {len(missing)} of {len(jobs)} to train, {steps} steps each"))
     for count, (index, _) in enumerate(
         run.each(run_job, missing, name=lambda job: job.name, workers=workers), len(finished) + 1
     ):
         emit(Note(text=f"{jobs[index].name}: done ({count} of {len(jobs)})"))
+
+
+def count_measured(job: Job) -> tuple[int, int]:
+    """Held-out rows of text that a job measures, and questions of the text suite."""
+    rows = 0 if job.experiment.data is None else len(job.corpus.held_out)
+    return rows, count_questions(job.experiment)
+
+
+def foretell(job: Job, emit: Emit) -> Emit:
+    """Passes the events of a job that only measures on; says after its first row how long all of them take."""
+    rows, questions = count_measured(job)
+    times: list[float] = []
+
+    def watch(event: Event) -> None:
+        emit(event)
+        if isinstance(event, Progress):
+            times.append(time.monotonic())
+            if len(times) == 2:
+                took = times[1] - times[0]
+                text = f"a held-out row took {took:.1f} s: all {rows} take about {rows * took / 60:.1f} minutes"
+                if questions:
+                    text += f"; then come {questions} questions of the text suite (--no-text-suite leaves them out)"
+                emit(Note(text=text))
+
+    return watch
 
 
 def read_sweep(experiment: Experiment, runs: list[tuple[float, Run]]) -> tuple[SweepPoint, ...]:
@@ -288,6 +334,7 @@ def make_results(
     runs: list[Run],
     job: Job,
     sweep: tuple[SweepPoint, ...],
+    parameters: int,
 ) -> Results:
     """Compare the runs and make the record of the experiment."""
     tier, stream, exposure = experiment.tier, job.stream, job.stream.exposure
@@ -297,7 +344,7 @@ def make_results(
     held_out = tier.held_out if experiment.data is None else len(job.corpus.held_out)
     return Results(
         settings=experiment.settings,
-        parameters=sum(p.numel() for p in job.new_model().parameters()),
+        parameters=parameters,
         base_len=tier.base_len,
         seq_len=stream.seq_len,
         tail_from=job.tail_from,
@@ -309,11 +356,13 @@ def make_results(
         base_tokens=tier.base_steps * tier.tokens_per_step if experiment.model is None else 0,
         base_epochs=base_epochs,
         epochs=epochs,
+        tuning=len(job.corpus.tuning) if experiment.data is not None else tier.held_out if sweep else 0,
         held_out=held_out,
         held_out_tokens=held_out * stream.seq_len * (2 if experiment.data is None else 1),
         arms=arms,
         seeds=seeds,
         runs=tuple(run.model_copy(update={"items": {}}) for run in runs),
+        levels=find_levels(runs),
         differences=found,
         readings=read_differences(found, job.tail_from),
     )

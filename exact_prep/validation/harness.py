@@ -5,11 +5,13 @@ Only log-likelihoods and greedy generation are supported, one document at a time
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from exact_prep.errors import UsageError
+from exact_prep.validation.generation import continue_greedily
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +74,8 @@ def make_adapter(model: nn.Module, codec: Codec, device: str) -> Any:
             first = max(min(given, len(ids) - 1), 1)
             if len(ids) <= first:
                 return 0.0, True
-            logits = self.logits(ids)[first - 1 : -1]
+            edges, places = torch.tensor([0, len(ids)], device=device), torch.arange(first, len(ids), device=device)
+            logits = model(torch.tensor(ids, device=device), edges, places - 1).float()
             targets = torch.tensor(ids[first:], device=device)
             logp = logits.log_softmax(-1).gather(1, targets[:, None])
             return float(logp.sum()), bool((logits.argmax(-1) == targets).all())
@@ -83,18 +86,16 @@ def make_adapter(model: nn.Module, codec: Codec, device: str) -> Any:
                 raise UsageError("this adapter decodes greedily; choose a task without sampling")
             until = options.get("until") or []
             stops = [until] if isinstance(until, str) else list(until)
-            ids, said = codec.encode(context), ""
-            start = len(ids)
-            for _ in range(int(options.get("max_gen_toks", MAX_NEW_TOKENS))):
-                ids.append(int(self.logits(ids)[-1].argmax()))
-                said = codec.decode(ids[start:])
+            following = continue_greedily(model, torch.tensor(codec.encode(context), device=device))
+            ids: list[int] = []
+            said = ""
+            for token in islice(following, int(options.get("max_gen_toks", MAX_NEW_TOKENS))):
+                ids.append(token)
+                said = codec.decode(ids)
                 if any(stop in said for stop in stops):
                     break
             cuts = [said.index(stop) for stop in stops if stop in said]
             return said[: min(cuts, default=len(said))]
-
-        def logits(self, ids: list[int]) -> torch.Tensor:
-            return model(torch.tensor(ids, device=device), torch.tensor([0, len(ids)], device=device)).float()
 
     model.eval()
     return Adapter()

@@ -59,6 +59,8 @@ class Experiment:
     """Tasks of lm-evaluation-harness."""
     save_models: bool = False
     """Whether trained Hugging Face models are kept."""
+    threads: int = 1
+    """Of one run: one is bitwise reproducible, and the cores are used by runs beside each other."""
 
     @cached_property
     def settings(self) -> Settings:
@@ -152,6 +154,8 @@ class Job:
             weights_from_elsewhere=experiment.weights_from_elsewhere,
             held_out=tier.held_out,
             held_out_from=experiment.held_out,
+            tune=bool(tier.sweep and tier.steps),
+            trains=tier.steps > 0,
             base_tokens=tier.base_steps * tier.tokens_per_step if experiment.model is None else 0,
         )
 

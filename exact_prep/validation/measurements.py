@@ -10,6 +10,7 @@ from exact_prep.dataset import TOKENIZER, open_dataset
 from exact_prep.errors import UsageError
 from exact_prep.validation import harness, nolima, probes, ruler
 from exact_prep.validation.synthetic_data import SyntheticStream, make_document
+from exact_prep.validation.tiers import TIERS
 from exact_prep.validation.training_batches import make_batch
 
 if TYPE_CHECKING:
@@ -21,28 +22,42 @@ if TYPE_CHECKING:
     from exact_prep.validation.items import Items
     from exact_prep.validation.jobs import Experiment, Job
 
+    Measured = Callable[[int], None]
 
-def measure(job: Job, model: nn.Module) -> tuple[dict[str, Items], dict[str, float]]:
+
+SUITE_LENGTHS = (0.5, 1, 2)
+"""Of the text suite's texts, in rows."""
+
+
+def measure(
+    job: Job, model: nn.Module, measured: Measured = lambda tokens: None
+) -> tuple[dict[str, Items], dict[str, float]]:
     """Take all measures of a trained model: by held-out item, and those of which only the mean is known.
 
-    The held-out data are the same for every arm and seed. A run of the sweep has only the loss of the mixture.
+    The held-out data are the same for every arm and seed. A run of the sweep has only the loss of the mixture, on other
+    rows. `measured` is called with the tokens of each row, and of each question of the text suite.
     """
     experiment, tier = job.experiment, job.experiment.tier
     device, tail_from = experiment.device, job.tail_from
     if experiment.data is None:
         return measure_synthetic(job, model), {}
-    stream, held_out = job.stream, job.corpus.held_out
-    losses, mixture = probes.measure_losses(model, held_out, tail_from, device)
+    corpus, length = job.corpus, job.stream.seq_len
     if job.sweeps:
-        return mixture, {}
-    measures = losses | mixture
-    if tier.context_gain:
-        measures |= probes.context_gain(model, held_out, choose_visible(tail_from, stream.seq_len), tail_from, device)
+        return keep_mixture(probes.measure_rows(model, corpus.tuning, tail_from, device)), {}
+    measures = probes.measure_rows(
+        model,
+        corpus.held_out,
+        tail_from,
+        device,
+        visible=choose_visible(tail_from, length) if tier.context_gain else (),
+        gain_targets=tier.gain_targets,
+        measured=lambda: measured(length),
+    )
     codec, plain = load_codec(experiment.data), {}
     if codec and tier.ruler_items:
-        lengths = (stream.seq_len // 2, stream.seq_len, 2 * stream.seq_len)
-        makers = ruler.MAKERS | (nolima.load_makers(experiment.nolima) if experiment.nolima else {})
-        measures |= ruler.run_suite(model, codec, lengths, tier.ruler_items, 4242, device, makers)
+        makers = load_makers(experiment)
+        lengths = tuple(int(times * length) for times in SUITE_LENGTHS)
+        measures |= ruler.run_suite(model, codec, lengths, tier.ruler_items, 4242, device, makers, measured)
     if codec and experiment.harness:
         plain = harness.evaluate(model, codec, list(experiment.harness), device)
     return measures, plain
@@ -51,27 +66,50 @@ def measure(job: Job, model: nn.Module) -> tuple[dict[str, Items], dict[str, flo
 def measure_synthetic(job: Job, model: nn.Module) -> dict[str, Items]:
     """The measures of synthetic recall: of the mixture on rows as in training, others on longer ones."""
     tier, device, length = job.experiment.tier, job.experiment.device, 2 * job.experiment.tier.seq_len
-    rows = SyntheticStream(seq_len=tier.seq_len, rows_per_step=1, steps=tier.held_out, seed=4242)
-    _, mixture = probes.measure_losses(model, map(rows.batch, range(tier.held_out)), job.tail_from, device)
+    rows = SyntheticStream(
+        seq_len=tier.seq_len, rows_per_step=1, steps=tier.held_out, seed=4244 if job.sweeps else 4242
+    )
+    mixture = keep_mixture(probes.measure_rows(model, map(rows.batch, range(tier.held_out)), job.tail_from, device))
     if job.sweeps:
         return mixture
     rng = np.random.default_rng(4242)
     held_out = [
         make_batch([(make_document(rng, length)[0], np.array([length], np.int32))]) for _ in range(tier.held_out)
     ]
-    losses, _ = probes.measure_losses(model, held_out, job.tail_from, device)
+    measures = probes.measure_rows(
+        model,
+        held_out,
+        job.tail_from,
+        device,
+        visible=choose_visible(job.tail_from, length) if tier.context_gain else (),
+        gain_targets=tier.gain_targets,
+    )
     if tier.short_documents:
         rng = np.random.default_rng(4243)
         short = make_batch([(make_document(rng, 8)[0], np.array([8], np.int32)) for _ in range(tier.short_documents)])
-        losses["loss 0-7"] = probes.measure_losses(model, [short], job.tail_from, device)[0]["loss 0-7"]
-    measures = losses | mixture
-    if tier.context_gain:
-        visible = choose_visible(job.tail_from, length)
-        measures |= probes.context_gain(model, held_out, visible, job.tail_from, device)
+        measures["loss 0-7"] = probes.measure_rows(model, [short], job.tail_from, device)["loss 0-7"]
+    measures |= mixture
     if tier.questions:
         measures |= probes.recall_by_distance(model, length, tier.held_out, 4242, device)
         measures |= probes.evidence_ablation(model, tier.distances, 4242, device, questions=tier.questions)
     return measures
+
+
+def keep_mixture(found: dict[str, Items]) -> dict[str, Items]:
+    """The loss of the mixture alone."""
+    return {name: items for name, items in found.items() if name.startswith("mixture ")}
+
+
+def load_makers(experiment: Experiment) -> dict[str, ruler.Maker]:
+    """The tasks of the text suite."""
+    return ruler.MAKERS | (nolima.load_makers(experiment.nolima) if experiment.nolima else {})
+
+
+def count_questions(experiment: Experiment) -> int:
+    """Questions of the text suite that a run answers, or finds no room for; 0 without the suite."""
+    if not experiment.tier.ruler_items or explain_no_text(experiment):
+        return 0
+    return experiment.tier.ruler_items * len(SUITE_LENGTHS) * len(load_makers(experiment))
 
 
 def choose_visible(tail_from: int, length: int) -> tuple[int, ...]:
@@ -107,7 +145,12 @@ def check_text_suite(experiment: Experiment, notify: Callable[[str], None]) -> N
     if experiment.harness:
         harness.import_harness()
     no_text = explain_no_text(experiment)
-    small = "" if experiment.tier.ruler_items else f"the {experiment.tier_name} tier is too small for it"
+    absent = (
+        "--no-text-suite leaves it out"
+        if TIERS[experiment.tier_name].ruler_items
+        else (f"the {experiment.tier_name} tier is too small for it")
+    )
+    small = "" if experiment.tier.ruler_items else absent
     no_suite = small or no_text if experiment.data is not None else no_text
     if experiment.nolima is not None and no_suite:
         raise UsageError(f"--nolima needs the text suite, but {no_suite}")

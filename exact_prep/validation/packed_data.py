@@ -1,6 +1,6 @@
 """Data from a dataset that exact-prep packed and weighed, read with exact-prep's own reader and loader.
 
-Three parts that share no document or row: rows to measure on, rows for bases, rows for arms.
+Parts that share no document or row: rows to measure on, rows to tune the learning rate on, rows for bases and for arms.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Corpus:
     """A packed dataset, divided."""
 
     held_out: list[Batch]
-    """One row each."""
+    """What everything is measured on, one row each."""
+    tuning: list[Batch]
+    """What the learning rate is tuned on, one row each; empty unless asked for."""
     base: PackedDataset
     arms: PackedDataset
     vocab_size: int
@@ -114,14 +116,17 @@ def open_corpus(
     weights_from_elsewhere: bool = False,
     held_out: int,
     held_out_from: Path | None = None,
+    tune: bool = False,
     base_tokens: int = 0,
+    trains: bool = True,
 ) -> Corpus:
     """Open a dataset with its own weights, or those in the file `weights`, and divide it.
 
     `held_out` rows are drawn: of the dataset `held_out_from`, of the validation rows of one that `pack --validation`
-    divided, or of the dataset itself; then no training row has a document of theirs. Rows of `base_tokens` tokens, at
-    most half of the others, are for bases. Raises DatasetError, and UsageError if the
-    dataset is not weighed, has too few rows, or has no short contexts.
+    divided, or of the dataset itself; then no training row has a document of theirs. With `tune`, as many others are
+    drawn in the same way for the learning rate. Rows of `base_tokens` tokens, at most half of what is left, are for
+    bases. Raises DatasetError, and UsageError if the dataset is not weighed, has no short contexts, or, where something
+    `trains`, too few rows.
     """
     dataset = exact_prep.open(directory, weights=weights, weights_from_elsewhere=weights_from_elsewhere)
     loaded = dataset.loaded_weights
@@ -134,37 +139,52 @@ def open_corpus(
         )
     if held_out_from is None and is_split_in_two(directory):
         held_out_from = directory / SPLITS[1]
-    if held_out_from is not None:
-        others, rest = exact_prep.open(held_out_from, plain=True), np.arange(len(dataset))
-        measured = others.select(np.sort(permutation(len(others), HELD_OUT_SEED, 0)[:held_out]))
-    else:
-        drawn, rest = hold_out(dataset, held_out)
-        measured = dataset.select(drawn)
-    if len(rest) < max(held_out, 2):
+    others = dataset if held_out_from is None else exact_prep.open(held_out_from, plain=True)
+    drawn, tuned, rest = hold_out(others, held_out, tune=tune)
+    if tune and not len(tuned):
         raise UsageError(
-            f"{directory} has {len(dataset)} rows; with {held_out} held out, {len(rest)} are left that share no "
-            f"document with them, and {held_out} are needed; pack more text, or shorter rows"
+            f"{others.path} has no row to tune the learning rate on that shares no document with the {len(drawn)} that "
+            "are measured; give --lr, a smaller --held-out, or pack more text"
+        )
+    taken = len(drawn) + len(tuned) if held_out_from is None else 0
+    if held_out_from is not None:
+        rest = np.arange(len(dataset))
+    if trains and len(rest) < max(taken, 2):
+        raise UsageError(
+            f"{directory} has {len(dataset)} rows; with {taken} held out, {len(rest)} are left that share no document "
+            f"with them, and {max(taken, 2)} are needed; give a smaller --held-out, pack more text, or shorter rows"
         )
     order = rest[permutation(len(rest), HELD_OUT_SEED, 0)]
     used = min(-(-base_tokens // dataset.seq_len), len(rest) // 2)
     return Corpus(
-        held_out=[read_batch([row]) for row in measured],
+        held_out=[read_batch([row]) for row in others.select(drawn)],
+        tuning=[read_batch([row]) for row in others.select(tuned)],
         base=dataset.select(order[:used]),
         arms=dataset.select(order[used:]),
         vocab_size=dataset.manifest.tokenizer.vocab_size or count_ids(dataset.path, dataset.manifest.tree_hash),
         exposure=Exposure.from_record(dataset.manifest.exposure),
         table=loaded.table,
-        left_out=len(dataset) - len(rest) - (len(measured) if held_out_from is None else 0),
+        left_out=len(dataset) - len(rest) - taken,
     )
 
 
-def hold_out(dataset: PackedDataset, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of `count` rows drawn by seed, and of all rows that hold no document of theirs, int64 each."""
-    drawn = np.sort(permutation(len(dataset), HELD_OUT_SEED, 0)[:count])
+def hold_out(dataset: PackedDataset, count: int, *, tune: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of `count` rows drawn by seed, of as many to tune on, and of the rest, int64 each, ascending.
+
+    No two of the three share a document. With `tune`, at most half of all rows are measured; without, none are to tune.
+    """
     row, document = find_documents(dataset.path, dataset.manifest.tree_hash)
-    held = np.unique(document[np.isin(row, drawn)])
-    touched = np.unique(row[np.isin(document, held)])
-    return drawn, np.setdiff1d(np.arange(len(dataset)), np.union1d(touched, drawn))
+
+    def leave_out(places: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        touched = row[np.isin(document, document[np.isin(row, taken)])]
+        return places[~np.isin(places, touched) & ~np.isin(places, taken)]
+
+    order = permutation(len(dataset), HELD_OUT_SEED, 0)
+    count = min(count, max(len(dataset) // 2, 1)) if tune else count
+    drawn = order[:count]
+    rest = leave_out(order, drawn)
+    tuned = rest[:count] if tune else rest[:0]
+    return np.sort(drawn), np.sort(tuned), np.sort(leave_out(rest, tuned))
 
 
 @lru_cache(maxsize=1)

@@ -12,9 +12,10 @@ from exact_prep.errors import UsageError
 from exact_prep.validation.differences import lower_is_better, parse_distance
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from exact_prep.validation.results import Difference, Results
+    from exact_prep.validation.results import Difference, Level, Results
 
 KINDS = {
     "context": "context gain",
@@ -76,11 +77,38 @@ def plot(results: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
+def plot_levels(results: Results, path: Path) -> None:
+    """Write what a model that was only measured reaches, by context, to `path`; its suffix sets the format.
+
+    Raises UsageError without matplotlib.
+    """
+    pyplot = import_pyplot()
+    kinds = [kind for kind in KINDS if any(level.measure.startswith(f"{kind} ") for level in results.levels)]
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(3.3 * len(kinds), 2.8), squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        own = [level for level in results.levels if level.measure.startswith(f"{kind} ")]
+        draw_points(axis, own, results)
+        axis.set_ylabel(KINDS[kind], fontsize=8)
+    caption = (
+        f"{results.parameters / 1e6:.1f}M parameters, {results.held_out} held-out rows of {results.seq_len:,} tokens; "
+        f"bars: 95 % over rows; tail from {results.tail_from:,}"
+    )
+    figure.suptitle(caption, fontsize=8, x=0.01, y=0.01, ha="left", va="bottom")
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def draw_panel(axis: Any, found: list[Difference], results: Results) -> None:
-    """One arm's differences to uniform by context or distance; the tail is shaded."""
+    """One arm's differences to uniform by context or distance."""
+    axis.axhline(0, color="0.4", linewidth=0.8)
+    draw_points(axis, found, results)
+
+
+def draw_points(axis: Any, found: Sequence[Difference | Level], results: Results) -> None:
+    """Measures with their intervals by context or distance; the tail is shaded."""
     known = [(place, d) for d in found if (place := parse_distance(d.measure)) is not None]
     points = sorted(known, key=lambda point: point[0])
-    axis.axhline(0, color="0.4", linewidth=0.8)
     axis.set_xscale("log", base=2)
     if points:
         x = [max(place, 4) for place, _ in points]

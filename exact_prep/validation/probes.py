@@ -16,6 +16,7 @@ A measure is `kind low-high` or `kind distance`, such as `loss 256-511` and `gai
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ from exact_prep.validation.training_batches import Batch, make_batch
 from exact_prep.weighing.context import bucket_edges, find_bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -36,11 +37,50 @@ WINDOW_TOKENS = 1 << 14
 """Tokens of shortened contexts that the model reads at once."""
 
 
-def measure_losses(
-    model: nn.Module, batches: Iterable[Batch], tail_from: int, device: str = "cpu"
-) -> tuple[dict[str, Items], dict[str, Items]]:
-    """Mean loss per bucket of effective left context and over all targets; and of the mixture. Items are batches."""
-    sums, counts = sum_losses(model, batches, device)
+@torch.no_grad()
+def measure_rows(
+    model: nn.Module,
+    rows: Iterable[Batch],
+    tail_from: int,
+    device: str = "cpu",
+    *,
+    visible: Sequence[int] = (),
+    gain_targets: int = 0,
+    measured: Callable[[], None] = lambda: None,
+) -> dict[str, Items]:
+    """Loss by bucket of effective left context, of all targets and of the mixture; context gain for `visible`.
+
+    Items are rows. `gain_targets` limits the targets of context gain of a row; 0 measures all. `measured` is called
+    after each row.
+    """
+    sums, counts = [], []
+    gains: dict[int, list[tuple[float, float]]] = {k: [] for k in visible}
+    model.eval()
+    for row in rows:
+        on = row.to(device)
+        losses = find_losses(model, on)
+        contexts = left_contexts(row.edges)[row.supervised].clamp(min=4)
+        buckets = (contexts.log2().floor().long() - 2).clamp(min=0).numpy()
+        sums.append(np.bincount(buckets, losses[row.supervised].numpy(), 64))
+        counts.append(np.bincount(buckets, minlength=64).astype(np.float64))
+        for k, found in gains.items():
+            found.append(find_gain(model, on, losses, k, tail_from, gain_targets))
+        measured()
+    worth = {f"context {k}": Items(*np.array(found).T) for k, found in gains.items() if any(n for _, n in found)}
+    return worth | name_losses(np.array(sums), np.array(counts), tail_from)
+
+
+def find_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The loss of each supervised target, 0 for the others, float64[T] on the CPU; `batch` is on the model's device."""
+    losses = torch.zeros(batch.ids.numel(), dtype=torch.float64)
+    places = batch.supervised.nonzero()[:, 0]
+    if places.numel():
+        losses[places.cpu()] = cross_entropy(model, batch.ids, batch.edges, places).double().cpu()
+    return losses
+
+
+def name_losses(sums: np.ndarray, counts: np.ndarray, tail_from: int) -> dict[str, Items]:
+    """Measures from the sums of losses and numbers of targets by row and bucket, each float64[N, 64]."""
     edges = bucket_edges(64).tolist()
     losses = {
         f"loss {edges[b]}-{edges[b + 1] - 1}": Items(sums[:, b], counts[:, b]) for b in range(60) if counts[:, b].any()
@@ -48,45 +88,23 @@ def measure_losses(
     every = Items(sums.sum(1), counts.sum(1))
     short = bucket_edges(64)[:-1] < tail_from
     mixture = {"mixture short": Items(sums[:, short].sum(1), counts[:, short].sum(1)), "mixture all": every}
-    return losses | {"loss all": every}, mixture
+    return losses | {"loss all": every} | mixture
 
 
-@torch.no_grad()
-def sum_losses(model: nn.Module, batches: Iterable[Batch], device: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of losses and number of supervised targets per batch and bucket, each float64[N, 64]."""
-    sums, counts = [], []
-    model.eval()
-    for batch in batches:
-        on = batch.to(device)
-        losses = cross_entropy(model(on.ids, on.edges), on.ids).double().cpu()[batch.supervised].numpy()
-        contexts = left_contexts(batch.edges)[batch.supervised].clamp(min=4)
-        buckets = (contexts.log2().floor().long() - 2).clamp(min=0).numpy()
-        sums.append(np.bincount(buckets, losses, 64))
-        counts.append(np.bincount(buckets, minlength=64).astype(np.float64))
-    return np.array(sums), np.array(counts)
+def find_gain(
+    model: nn.Module, batch: Batch, losses: torch.Tensor, visible: int, hidden: int, limit: int = 0
+) -> tuple[float, float]:
+    """A row's context gain for k = `visible`: the sum over its targets, and their number.
 
-
-@torch.no_grad()
-def context_gain(
-    model: nn.Module, batches: Iterable[Batch], visible: Sequence[int], hidden: int, device: str = "cpu"
-) -> dict[str, Items]:
-    """For each k of `visible`: the loss with the last k tokens visible minus that with all. Items are batches.
-
-    Targets are those with at least k + `hidden` tokens before them. A quarter of k targets share a window, so between k
-    and 1.25 k tokens are visible: windows that began anew for each target would cost k tokens per target, not 5.
+    `losses[T]` are those with everything visible. Targets are those with at least k + `hidden` tokens before them. A
+    quarter of k targets share a window, so between k and 1.25 k tokens are visible: windows that began anew for each
+    target would cost k tokens per target, not 5. With a `limit` of targets, windows are taken evenly over the row.
     """
-    found: dict[str, list[tuple[float, float]]] = {}
-    model.eval()
-    for batch in batches:
-        on = batch.to(device)
-        whole = cross_entropy(model(on.ids, on.edges), on.ids).double().cpu()
-        for k in visible:
-            short, places = shortened_losses(model, on, list(cut_windows(batch.edges, k, hidden)))
-            scored = batch.supervised[places]
-            gains = (short - whole[places])[scored]
-            found.setdefault(f"context {k}", []).append((float(gains.sum()), float(scored.sum())))
-    values = {name: np.array(own).T for name, own in found.items()}
-    return {name: Items(*own) for name, own in values.items() if own[1].any()}
+    windows = list(cut_windows(batch.edges, visible, hidden))
+    if limit:
+        windows = pick_evenly(windows, math.ceil(limit / max(visible // 4, 1)))
+    short, places = shortened_losses(model, batch, windows)
+    return float((short - losses[places]).sum()), float(places.numel())
 
 
 def cut_windows(edges: torch.Tensor, visible: int, hidden: int) -> Iterator[tuple[int, int, int]]:
@@ -97,23 +115,32 @@ def cut_windows(edges: torch.Tensor, visible: int, hidden: int) -> Iterator[tupl
             yield first - visible, first, min(first + step, stop)
 
 
+def pick_evenly(windows: list[tuple[int, int, int]], count: int) -> list[tuple[int, int, int]]:
+    """`count` of the windows, evenly spaced, or all of them if there are no more."""
+    if len(windows) <= count:
+        return windows
+    return [windows[(2 * place + 1) * len(windows) // (2 * count)] for place in range(count)]
+
+
 def shortened_losses(
     model: nn.Module, batch: Batch, windows: list[tuple[int, int, int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of the windows' targets with nothing visible before their window, float64[N]; and their places, int64[N].
+    """Losses of the windows' supervised targets with nothing visible before their window, float64[N]; their places.
 
-    `batch` is on the model's device, the results are on the CPU.
+    `batch` is on the model's device, the results are on the CPU; places are int64[N].
     """
     losses, places = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
+    supervised = batch.supervised.cpu()
     while windows:
         fits = int(np.searchsorted(np.cumsum([stop - start for start, _, stop in windows]), WINDOW_TOKENS))
         some, windows = windows[: max(fits, 1)], windows[max(fits, 1) :]
         taken = torch.cat([torch.arange(start, stop) for start, _, stop in some])
-        scored = torch.cat([torch.arange(start, stop) >= first for start, first, stop in some])
+        scored = torch.cat([torch.arange(start, stop) >= first for start, first, stop in some]) & supervised[taken]
+        if not scored.any():
+            continue
         ids = batch.ids[taken.to(batch.ids.device)]
-        edges = torch.tensor([0, *np.cumsum([stop - start for start, _, stop in some]).tolist()])
-        logits = model(ids, edges.to(ids.device))
-        losses.append(cross_entropy(logits, ids).double().cpu()[scored])
+        edges = torch.tensor([0, *np.cumsum([stop - start for start, _, stop in some]).tolist()]).to(ids.device)
+        losses.append(cross_entropy(model, ids, edges, scored.nonzero()[:, 0].to(ids.device)).double().cpu())
         places.append(taken[scored])
     return torch.cat(losses), torch.cat(places)
 

@@ -66,6 +66,21 @@ class Run(Record):
     """By name of the measure; left out in results.json."""
 
 
+class Level(Record):
+    """What one arm reaches at one measure."""
+
+    arm: str
+    measure: str
+    mean: float
+    low: float
+    """Lower end of the 95 % interval over seeds and items; over items alone for one seed. The mean if both are one."""
+    high: float
+    items: int
+    """Held-out rows, documents or questions that have such targets."""
+    targets: int
+    seeds: int
+
+
 class Difference(Record):
     """One arm minus another, for one measure, paired by seed and by held-out item."""
 
@@ -134,12 +149,16 @@ class Results(Record):
     """How often a base read each of its rows."""
     epochs: float
     """How often a run of normal length read each of its rows: above 1, data repeated."""
+    tuning: int = 0
+    """Rows kept apart to tune the learning rate on, with no document of those measured; 0: none were."""
     held_out: int
     """Rows or documents that everything is measured on."""
     held_out_tokens: int
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     runs: tuple[Run, ...]
+    levels: tuple[Level, ...] = ()
+    """Of every arm and measure; empty in results of versions before them."""
     differences: tuple[Difference, ...]
     readings: tuple[Reading, ...]
 

@@ -13,16 +13,20 @@ model improves `logp` long before it generates the answer.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
+from exact_prep.validation.decoder import cross_entropy
+from exact_prep.validation.generation import continue_greedily
 from exact_prep.validation.items import Items, make_items
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -99,7 +103,7 @@ def niah_multikey(rng: np.random.Generator, size: int) -> Item:
 def vt(rng: np.random.Generator, size: int) -> Item:
     """A chain of five variables, scattered in `size` sentences of noise."""
     names, value = [word.upper() for word in draw_words(rng, 5)], str(rng.integers(10**4, 10**5))
-    lines = [f"VAR {names[0]} = {value}"] + [f"VAR {new} = VAR {old}" for old, new in itertools.pairwise(names)]
+    lines = [f"VAR {names[0]} = {value}"] + [f"VAR {new} = VAR {old}" for old, new in pairwise(names)]
     hay = [NOISE] * size
     for place, line in zip(sorted(rng.integers(0, size + 1, len(lines)))[::-1], lines[::-1], strict=True):
         hay.insert(int(place), line)
@@ -165,14 +169,22 @@ def run_suite(
     seed: int,
     device: str = "cpu",
     makers: dict[str, Maker] = MAKERS,
+    answered: Callable[[int], None] = lambda length: None,
 ) -> dict[str, Items]:
-    """`match` and `logp` (per answer token) of every task, at every length into which its smallest item fits."""
+    """`match` and `logp` (per answer token) of every task, at every length into which its smallest item fits.
+
+    `answered` is called with the length after each item.
+    """
     measures: dict[str, Items] = {}
     model.eval()
     for length in lengths:
         for place, (task, make) in enumerate(makers.items()):
-            made = [fit_item(make, length, (seed, place, number), codec) for number in range(items)]
-            scores = [score(model, codec, item, device) for item in made if item is not None]
+            scores = []
+            for number in range(items):
+                item = fit_item(make, length, (seed, place, number), codec)
+                if item is not None:
+                    scores.append(score(model, codec, item, device))
+                answered(length)
             if scores:
                 match, logp = np.transpose(scores)
                 measures[f"match {task}@{length}"] = make_items(match)
@@ -184,12 +196,8 @@ def score(model: nn.Module, codec: Codec, item: Item, device: str) -> tuple[floa
     """The share of answers in the greedily generated text, and the mean log-probability of the answers' tokens."""
     prompt, answer = codec.encode(item.prompt), codec.encode(" " + " ".join(item.answers))
     ids = torch.tensor(prompt + answer, device=device)
-    logits = model(ids, torch.tensor([0, ids.numel()], device=device)).float().log_softmax(-1)
-    places = torch.arange(len(prompt) - 1, ids.numel() - 1, device=device)
-    logp = logits[places, ids[places + 1]].mean()
-    said: list[int] = []
-    for _ in range(len(answer) + 4):
-        context = torch.tensor(prompt + said, device=device)
-        said.append(int(model(context, torch.tensor([0, context.numel()], device=device))[-1].argmax()))
-    text = codec.decode(said).lower()
+    places = torch.arange(len(prompt), ids.numel(), device=device)
+    logp = -cross_entropy(model, ids, torch.tensor([0, ids.numel()], device=device), places).mean()
+    said = islice(continue_greedily(model, ids[: len(prompt)]), len(answer) + 4)
+    text = codec.decode(list(said)).lower()
     return sum(answer.lower() in text for answer in item.answers) / len(item.answers), float(logp)

@@ -35,6 +35,8 @@ class Tier:
     short_documents: int = 0
     """Synthetic documents of eight tokens to measure `loss 0-7` on: even a long one has only seven such targets."""
     context_gain: bool = True
+    gain_targets: int = 0
+    """Targets of context gain per row and number of visible tokens; 0 measures all, which costs more."""
     text_bytes: int = 0
     """Of text found on the machine that is used if no data are given; 0: synthetic recall."""
     vocab_size: int = 1024
@@ -109,6 +111,7 @@ GPU = Tier(
     arms=("uniform", "exact@1", "upsample@1", "lr@1", "exact"),
     seeds=(0, 1, 2, 3, 4),
     held_out=96,
+    gain_targets=512,
     questions=24,
     short_documents=4096,
     text_bytes=240_000_000,
@@ -125,6 +128,7 @@ MODEL = Tier(
     arms=("uniform", "exact", "exact@1", "upsample@1", "lr@1"),
     seeds=(0, 1, 2),
     held_out=48,
+    gain_targets=256,
     ruler_items=2,
     checkpoint_every=50,
 )
