@@ -104,7 +104,7 @@ def mask_dataset(path: Path, find_runs: Callable[[Rows, int], list[tuple[int, in
     """Mask targets of a packed dataset that was not weighed, in place.
 
     `find_runs(rows, r)` gives the masked runs of row r of some rows, as (start, stop) in the row. Shards are written
-    anew by the real writer; nothing in `pack` masks targets yet.
+    anew by the real writer.
     """
     dataset = open_dataset(path)
     column = dataset.manifest.loss_weights == "column"
@@ -140,6 +140,16 @@ def mask_dataset(path: Path, find_runs: Callable[[Rows, int], list[tuple[int, in
     for name, data in files.items():
         dataset.store.write(name, data)
     return path
+
+
+def first_thirds(rows: Rows, row: int) -> list[tuple[int, int]]:
+    """Masked runs of a row: the first third of each document, as a prompt would be."""
+    runs, start = [], 0
+    for length in rows.seq_lengths[rows.row_splits[row] : rows.row_splits[row + 1]].tolist():
+        if length >= 3:
+            runs.append((start, start + length // 3))
+        start += length
+    return runs
 
 
 def with_masks(rows: Rows, runs: list[list[tuple[int, int]]]) -> Rows:

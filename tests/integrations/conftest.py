@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 
 import pytest
-from written_dataset import documents, read_weights_file, weigh_dataset, write_dataset, write_table
+from written_dataset import (
+    documents,
+    first_thirds,
+    mask_dataset,
+    read_weights_file,
+    weigh_dataset,
+    write_dataset,
+    write_table,
+)
 
 import exact_prep
 
@@ -71,6 +79,14 @@ def weighed(request, directory, table_directory, weights_table):
     path = directory if request.param.startswith("column") else table_directory
     table = weights_table if request.param.endswith("file") else None
     return path, table, read_weights_file(table or path / "weights.json")
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory):
+    """A weighed dataset in which the first third of each document carries no loss, and its weights as plain data."""
+    path = write_dataset(tmp_path_factory.mktemp("data") / "masked", ROWS, seq_len=SEQ_LEN)
+    weigh_dataset(mask_dataset(path, first_thirds), **OWN)
+    return path, read_weights_file(path / "weights.json") | {"masked": True}
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,10 @@ def framework(name: str):
 
 
 def documents_of(row, weights_file: dict | None) -> Iterator[tuple[list[int], list[float]]]:
-    """Each document of a row: its ids, and the weights of its targets (plain without weights.json)."""
+    """Each document of a row: its ids, and the weights of its targets (plain without weights.json).
+
+    With `masked` in the weights, the first third of each document carries no loss.
+    """
     ids, lengths = row.input_ids.tolist(), row.seq_lengths.tolist()
     start = 0
     for length in lengths:
@@ -32,6 +35,8 @@ def documents_of(row, weights_file: dict | None) -> Iterator[tuple[list[int], li
             weights = [0.0] + [1.0] * (length - 1)
         else:
             weights = oracle_weights([length], length, weights_file)
+        if weights_file is not None and weights_file.get("masked"):
+            weights = [0.0] * (length // 3) + weights[length // 3 :]
         yield ids[start : start + length], weights
         start += length
 

@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from oracle import documents_of, framework
-from written_dataset import documents, read_weights_file, weigh_dataset, write_dataset
+from written_dataset import documents, first_thirds, mask_dataset, read_weights_file, weigh_dataset, write_dataset
 
 from exact_prep.errors import UsageError
 
@@ -32,8 +32,9 @@ SEQ_LEN, VOCAB, ROWS = 256, 2048, 4
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
+    """Rows in which the first third of each document carries no loss."""
     path = write_dataset(tmp_path_factory.mktemp("olmo") / "packed", documents(90, 200), seq_len=SEQ_LEN)
-    return weigh_dataset(path, alpha=1.5, gamma=0.7, normalize="mean")
+    return weigh_dataset(mask_dataset(path, first_thirds), alpha=1.5, gamma=0.7, normalize="mean")
 
 
 @pytest.fixture(autouse=True)
@@ -154,8 +155,9 @@ def test_documents_do_not_see_each_other(packed, tmp_path, monkeypatch):
     found = gradients(module.model)
     module.model.zero_grad()
     total, count = 0.0, 0
+    file = read_weights_file(packed / "weights.json") | {"masked": True}
     for row in rows:
-        for ids, weights in documents_of(row, read_weights_file(packed / "weights.json")):
+        for ids, weights in documents_of(row, file):
             logits = module.model(torch.tensor([ids]))[0].float()
             for t in range(len(ids) - 1):
                 if weights[t + 1]:

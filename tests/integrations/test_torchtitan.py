@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from oracle import documents_of, framework
-from written_dataset import documents, read_weights_file, weigh_dataset, write_dataset
+from written_dataset import documents, first_thirds, mask_dataset, read_weights_file, weigh_dataset, write_dataset
 
 import exact_prep
 from exact_prep.errors import UsageError
@@ -33,8 +33,9 @@ ROWS = 8
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
+    """Rows in which the first third of each document carries no loss."""
     path = write_dataset(tmp_path_factory.mktemp("titan") / "packed", documents(90, 200), seq_len=SEQ_LEN)
-    return weigh_dataset(path, alpha=1.5, gamma=0.7, normalize="mean")
+    return weigh_dataset(mask_dataset(path, first_thirds), alpha=1.5, gamma=0.7, normalize="mean")
 
 
 def stand_in_for_an_accelerator():
@@ -159,7 +160,7 @@ def train_one_step(rank, directory, out, layout, port):
 def documents_alone(model, directory, chunks):
     """The loss of one step by torchtitan's model, a document at a time: nothing packed, no batch."""
     total, targets = 0.0, 0
-    weights_file = read_weights_file(directory / "weights.json")
+    weights_file = read_weights_file(directory / "weights.json") | {"masked": True}
     for row in exact_prep.open(directory).shuffle(1)[:ROWS]:
         for ids, weights in documents_of(row, weights_file):
             if len(ids) < 2:
@@ -170,7 +171,7 @@ def documents_alone(model, directory, chunks):
             logits = model.lm_head(made) if chunks else made
             losses = torch.nn.functional.cross_entropy(logits[0, :-1].float(), tokens[0, 1:], reduction="none")
             total = total + (losses * torch.tensor(weights[1:])).sum()
-            targets += len(ids) - 1
+            targets += sum(weight > 0 for weight in weights[1:])
     return total / targets
 
 
