@@ -25,6 +25,7 @@ from exact_prep.cli.arguments import (
     NoLock,
     Overwrite,
     Quiet,
+    StoreOptions,
     Verbose,
     Workers,
     check_inputs,
@@ -56,7 +57,8 @@ def pack(
         typer.Argument(
             callback=check_inputs,
             metavar="INPUT",
-            help="Files, directories, globs, `-` for standard input, `hf://name` for a dataset.",
+            help="Files, directories, globs, also in stores (s3://, gs://, az://); `-` for standard input; `hf://name` "
+            "for a dataset.",
         ),
     ],
     out: Annotated[
@@ -308,6 +310,7 @@ def pack(
     workers: Workers = None,
     overwrite: Overwrite = False,
     no_lock: NoLock = False,
+    store_option: StoreOptions = None,
     config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -325,6 +328,7 @@ def pack(
             check_source_from,
             make_validation,
         )
+        from exact_prep.stores import parse_options
 
     if shuffle is not None and shuffle > MAX_COUNT:
         raise UsageError(f"--shuffle {shuffle}: a seed is at most 2**63 - 1")
@@ -380,12 +384,15 @@ def pack(
         validation=make_validation(validation, validation_seed),
         loss_weights=loss_weights,
     )
+    store_options = parse_options(store_option or ())
     if dry_run:
         from exact_prep.cli.dry_run import print_estimate
         from exact_prep.pipeline import estimate
 
         with Display() as display:
-            found = estimate(inputs, options, out, workers=workers, overwrite=overwrite, emit=display)
+            found = estimate(
+                inputs, options, out, workers=workers, overwrite=overwrite, store_options=store_options, emit=display
+            )
         print_estimate(found)
         return
     if "-" in inputs and sys.stdin is None:
@@ -405,6 +412,7 @@ def pack(
             max_rejected=max_rejected,
             space_check=not no_space_check,
             stdin=stdin,
+            store_options=store_options,
             emit=display,
         )
     for manifest in manifests:
