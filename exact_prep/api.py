@@ -15,7 +15,7 @@ from exact_prep.choices import MAX_SEQ_LEN
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from exact_prep.choices import (
         Backend,
@@ -104,6 +104,7 @@ def pack(
     overwrite: bool = False,
     lock: bool = True,
     space_check: bool = True,
+    store_options: Mapping[str, str] | None = None,
     progress: Progress = True,
 ) -> list[Path]:
     r"""Tokenize and pack a corpus; returns the directories of the datasets, one per row length.
@@ -112,12 +113,13 @@ def pack(
 
     The options are those of `exact-prep pack` (`exact-prep pack --help` explains each), and so are the bytes. A
     `seq_len` is a number or a text such as "16K"; several make several datasets. `inputs` is a file, a directory, a
-    glob or `hf://name`, or a list of them. Text is taken as it is: "\n" is a newline, and `csv_quote` None means none.
+    glob, an address in a store or `hf://name`, or a list of them. Text is taken as it is: "\n" is a newline, and
+    `csv_quote` None means none.
 
     `workers` None starts as many processes as the work is worth; with more than one, a script needs
     `if __name__ == "__main__":`. `progress` True draws in a terminal or notebook as the command does, False shows
     nothing, and a function receives the events (`exact_prep.pipeline.events`). `space_check` False starts even a run
-    that the disk seems too small for.
+    that the disk seems too small for. `store_options` say how stores are reached, as --store-option does.
 
     Raises UsageError for invalid options, SourceError, TokenizerError, StorageError, WorkerError,
     LedgerError; Interrupted on Ctrl-C, after which the same call continues.
@@ -183,6 +185,7 @@ def pack(
             overwrite=overwrite,
             lock=lock,
             space_check=space_check,
+            store_options=store_options,
             max_rejected=None if max_rejected is None else str(max_rejected),
             emit=emit,
         )

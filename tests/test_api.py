@@ -37,9 +37,9 @@ def source(tmp_path_factory):
 )
 def test_options_have_the_names_and_defaults_of_the_command(function, of_command):
     ours, theirs = (inspect.signature(each).parameters for each in (function, of_command))
-    shell_only = {"verbose", "quiet", "no_lock", "no_space_check", "dry_run", "config"}
+    shell_only = {"verbose", "quiet", "no_lock", "no_space_check", "dry_run", "config", "store_option"}
     shell_only |= {"plan_only", "task_index", "task_count", "finish"}  # of arrays, which schedulers start
-    ours_only = {"progress", "lock", "space_check"}
+    ours_only = {"progress", "lock", "space_check", "store_options"}
     assert ours.keys() - ours_only == theirs.keys() - shell_only
     # Processes are started on demand alone: a script without a main guard would start itself.
     differ = {"workers", "text_field", "join"}

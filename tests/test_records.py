@@ -378,14 +378,14 @@ def test_shards_and_their_batches_are_read_back(batches):
 
 
 formats = st.sampled_from(["text", "jsonl", "json", "csv", "parquet", "arrow", "hub"])
-inputs = st.builds(InputFile, path=texts, bytes=counts, format=formats, modified_ns=counts, source=texts)
+inputs = st.builds(InputFile, path=texts, bytes=counts, format=formats, modified_ns=counts, etag=texts, source=texts)
 
 
 @given(st.lists(inputs, max_size=5))
 def test_inputs_are_read_back_and_times_only_while_a_run_is_incomplete(files):
     assert decode_inputs(encode_inputs(files, planned=True), "inputs", planned=True) == tuple(files)
     kept = decode_inputs(encode_inputs(files), "inputs")
-    assert kept == tuple(file.model_copy(update={"modified_ns": 0}) for file in files)
+    assert kept == tuple(file.model_copy(update={"modified_ns": 0, "etag": ""}) for file in files)
     if files:
         with pytest.raises(DatasetError, match="inputs"):
             decode_inputs(encode_inputs(files), "inputs", planned=True)
@@ -521,4 +521,4 @@ def test_damaged_parquet_is_refused_or_read_and_nothing_else_is_raised(name):
 
 
 def test_a_plan_of_inputs_keeps_more_columns_than_the_dataset():
-    assert set(PLANNED_INPUTS) - set(SCHEMAS["inputs"]) == {"modified_ns"}
+    assert set(PLANNED_INPUTS) - set(SCHEMAS["inputs"]) == {"modified_ns", "etag"}

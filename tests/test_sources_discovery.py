@@ -289,19 +289,20 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch) -> None:
 def test_addresses_are_called_what_they_are(tmp_path: Path, monkeypatch, address: str, what: str) -> None:
     from exact_prep.pipeline.pack import pack
     from exact_prep.records.options import PackingOptions, PackOptions, TokenizerOptions
-    from exact_prep.stores import open_store
+    from exact_prep.stores import is_object_url, open_store
     from exact_prep.tokenization import locate
 
     monkeypatch.chdir(tmp_path)
     options = PackOptions(
         source=AUTO, tokenizer=TokenizerOptions(tokenizer="t.json"), packing=PackingOptions(seq_lens=(16,))
     )
-    attempts = (
-        lambda: find(address),
+    attempts = [
         lambda: locate(address),
-        lambda: open_store(address),
+        lambda: open_store(Path(address)),
         lambda: pack(["a.jsonl"], options, Path(address)),
-    )
+    ]
+    if not is_object_url(address):
+        attempts += [lambda: find(address), lambda: open_store(address)]
     for attempt in attempts:
         with pytest.raises(UsageError, match=f"(?s){what}"):
             attempt()

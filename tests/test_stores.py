@@ -16,7 +16,7 @@ import xxhash
 from store_laws import StoreLaws, list_names
 
 from exact_prep.errors import StorageError, UsageError
-from exact_prep.stores import open_store
+from exact_prep.stores import open_store, parse_options, redact
 from exact_prep.stores.local import (
     LocalStore,
     digest_file,
@@ -81,10 +81,45 @@ class TestLocalStore(StoreLaws):
                 write("a/b", b"")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/corpus", "gs://x", "hf://datasets/a/b", Path("s3://bucket/corpus")])
+@pytest.mark.parametrize("url", ["hdfs://host/a", "hf://datasets/a/b", Path("s3://bucket/corpus"), Path("gs://x")])
 def test_a_url_is_refused_by_its_scheme(url):
-    with pytest.raises(UsageError, match=r"(s3|gs|hf)://.* exact-prep cannot open yet;\n.* name the local path"):
+    with pytest.raises(
+        UsageError, match=r"(s3|gs|hf|hdfs)://.* exact-prep cannot open( here)? yet;\n.* name the local path"
+    ):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://user:pass@host/a", "https://...@host/a"),
+        ("https://b.s3.amazonaws.com/a.jsonl?X-Amz-Signature=abc", "https://b.s3.amazonaws.com/a.jsonl?..."),
+        ("https://host?sig=abc", "https://host?..."),
+        ("s3://key:secret@bucket/a", "s3://...@bucket/a"),
+        ("s3://bucket/part-?.jsonl", "s3://bucket/part-?.jsonl"),
+        ("corpus/a?b", "corpus/a?b"),
+    ],
+)
+def test_addresses_are_shown_without_secrets(address, shown):
+    assert redact(address) == shown
+
+
+def test_an_address_with_secrets_is_refused_without_repeating_them():
+    for address in ("https://user:SECRET@host/a", "https://host/a?sig=SECRET", "s3://key:SECRET@bucket/a"):
+        with pytest.raises(UsageError, match=r"(?s)://.*(cannot open|holds credentials)") as caught:
+            open_store(address)
+        assert "SECRET" not in str(caught.value)
+
+
+def test_store_options_are_pairs_and_their_values_are_not_repeated():
+    assert parse_options(["region=eu-west-1", "secret_access_key=a=b"]) == {
+        "region": "eu-west-1",
+        "secret_access_key": "a=b",
+    }
+    for wrong in ("SECRET", "=SECRET"):
+        with pytest.raises(UsageError, match="KEY=VALUE") as caught:
+            parse_options([wrong])
+        assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["C:/data", "a:b", "with space", "x:y"])

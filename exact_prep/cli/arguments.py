@@ -41,9 +41,11 @@ def check_paths(paths: list[Path]) -> list[Path]:
 
 def check_inputs(inputs: list[str]) -> list[str]:
     """The inputs as they are; raises UsageError for an address that no store serves, before anything is loaded."""
+    from exact_prep.stores import check_local, is_object_url
+
     for name in inputs:
-        if not name.startswith("hf://"):
-            check_path(Path(name))
+        if not name.startswith("hf://") and not is_object_url(name):
+            check_local(name)
     return inputs
 
 
@@ -65,6 +67,16 @@ Workers = Annotated[
         min=1,
         help="Processes that work side by side.",
         show_default="one per core, fewer for little work",
+        rich_help_panel="Run",
+    ),
+]
+StoreOptions = Annotated[
+    Optional[list[str]],  # noqa: UP045 - Typer reads it at run time
+    typer.Option(
+        "--store-option",
+        metavar="KEY=VALUE",
+        help="How stores such as s3:// are reached: endpoint, region, skip_signature, timeout, ...; repeat it.",
+        show_default="as the cloud's own tools",
         rich_help_panel="Run",
     ),
 ]

@@ -26,6 +26,7 @@ from exact_prep.cli.arguments import (
     NoLock,
     Overwrite,
     Quiet,
+    StoreOptions,
     Verbose,
     Workers,
     check_inputs,
@@ -66,7 +67,8 @@ def pack(
         typer.Argument(
             callback=check_inputs,
             metavar="INPUT",
-            help="Files, directories, globs, `-` for standard input, `hf://name` for a dataset.",
+            help="Files, directories, globs, also in stores (s3://, gs://, az://); `-` for standard input; `hf://name` "
+            "for a dataset.",
         ),
     ],
     out: Annotated[
@@ -347,6 +349,7 @@ def pack(
     workers: Workers = None,
     overwrite: Overwrite = False,
     no_lock: NoLock = False,
+    store_option: StoreOptions = None,
     config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -364,6 +367,7 @@ def pack(
             check_source_from,
             make_validation,
         )
+        from exact_prep.stores import parse_options
 
     if shuffle is not None and shuffle > MAX_COUNT:
         raise UsageError(f"--shuffle {shuffle}: a seed is at most 2**63 - 1")
@@ -419,20 +423,23 @@ def pack(
         validation=make_validation(validation, validation_seed),
         loss_weights=loss_weights,
     )
+    store_options = parse_options(store_option or ())
     member = find_member(task_index, task_count)
     check_mode(
         {"--dry-run": dry_run, "--plan-only": plan_only, "--task-count": member is not None, "--finish": finish},
         overwrite=overwrite,
     )
     if member is not None:
-        run_member(out, options, *member, workers=workers, display=display)
+        run_member(out, options, *member, workers=workers, store_options=store_options, display=display)
         return
     if dry_run:
         from exact_prep.cli.dry_run import print_estimate
         from exact_prep.pipeline.pack import estimate
 
         with Display() as display:
-            found = estimate(inputs, options, out, workers=workers, overwrite=overwrite, emit=display)
+            found = estimate(
+                inputs, options, out, workers=workers, overwrite=overwrite, store_options=store_options, emit=display
+            )
         print_estimate(found)
         return
     if "-" in inputs and sys.stdin is None:
@@ -450,6 +457,7 @@ def pack(
                 lock=not no_lock,
                 space_check=not no_space_check,
                 stdin=stdin,
+                store_options=store_options,
                 emit=display,
             )
         typer.echo(
@@ -478,6 +486,7 @@ def pack(
                 max_rejected=max_rejected,
                 space_check=not no_space_check,
                 stdin=stdin,
+                store_options=store_options,
                 emit=display,
             )
     for manifest in manifests:
@@ -520,7 +529,14 @@ def check_mode(modes: Mapping[str, bool], *, overwrite: bool) -> None:
 
 
 def run_member(
-    out: Path, options: PackOptions, index: int, count: int, *, workers: int | None, display: Display
+    out: Path,
+    options: PackOptions,
+    index: int,
+    count: int,
+    *,
+    workers: int | None,
+    store_options: Mapping[str, str],
+    display: Display,
 ) -> None:
     """Do the tasks of one member of an array, and say how many."""
     with display:
@@ -529,6 +545,6 @@ def run_member(
 
         check_member(index, count)
         check_plan(out, options)
-        own, done = run(out, index, count, workers=workers, emit=display)
+        own, done = run(out, index, count, workers=workers, store_options=store_options, emit=display)
     earlier = f", {own - done:,} were finished before" if done < own else ""
     typer.echo(f"{out}: member {index} of {count} did {done:,} of its {own:,} tasks{earlier}")

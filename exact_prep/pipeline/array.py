@@ -10,6 +10,7 @@ same bytes under the same names. So the result is that of a single run.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exact_prep.errors import TasksMissing, UsageError
@@ -31,7 +32,7 @@ from exact_prep.stages.pack import pack_task
 from exact_prep.stores.local import LocalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -53,6 +54,7 @@ def plan_array(
     lock: bool = True,
     space_check: bool = True,
     stdin: BinaryIO | None = None,
+    store_options: Mapping[str, str] | None = None,
     emit: Emit = ignore,
 ) -> int:
     """Write the plan of a run into `out`; returns how many tasks it has. Raises as `pack` does at its start."""
@@ -69,6 +71,7 @@ def plan_array(
             lock=lock,
             space_check=space_check,
             workers=1,
+            store_options=store_options,
             emit=emit,
         )
         remove_unfinished(planned)
@@ -93,15 +96,25 @@ def check_plan(out: Path, options: PackOptions) -> None:
         )
 
 
-def run_member(out: Path, index: int, count: int, *, workers: int | None = 1, emit: Emit = ignore) -> tuple[int, int]:
+def run_member(
+    out: Path,
+    index: int,
+    count: int,
+    *,
+    workers: int | None = 1,
+    store_options: Mapping[str, str] | None = None,
+    emit: Emit = ignore,
+) -> tuple[int, int]:
     """Do the tasks `index`, `index + count`, ... of the plan in `out`, but those that are finished.
 
-    Returns how many tasks are this member's, and how many it did now. Raises UsageError if there is no plan, and what
-    `pack` raises for its tasks; Interrupted, after which the same call continues.
+    Returns how many tasks are this member's, and how many it did now. `store_options` are not in the plan. Raises
+    UsageError if there is no plan, and what `pack` raises for its tasks; Interrupted, after which the same call
+    continues.
     """
     check_member(index, count)
     with interruptible(lambda: f"stopped; finished tasks are kept in {out}, start the same member again to continue"):
         planned = open_plan(out)
+        planned = replace(planned, inputs=replace(planned.inputs, store_options=dict(store_options or {})))
         own = range(index, len(planned.tasks), count)
         done = find_finished(planned, own)
         sizes = measure_tasks(planned.inputs, [planned.tasks[task] for task in own])

@@ -32,7 +32,7 @@ from exact_prep.tokenization import choose, locate, make_tokenizer_files, resolv
 from exact_prep.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -67,6 +67,7 @@ def pack(
     max_rejected: str | None = None,
     space_check: bool = True,
     stdin: BinaryIO | None = None,
+    store_options: Mapping[str, str] | None = None,
     emit: Emit = ignore,
 ) -> list[Manifest]:
     """Tokenize and pack `inputs` into `out`, one dataset per row length; returns their manifests.
@@ -74,7 +75,8 @@ def pack(
     `max_rejected` is how many records may be rejected, `N` or `P%`; see `parse_limit`. The plan does not hold it: a run
     that rejected too many is published by the same call with a higher limit. With `space_check`, a run that the disk
     cannot hold does not start; see `check_space`. `stdin` is read if an input is `-`; `workers` None starts as many as
-    the work is worth; `lock` False takes `out` to be free.
+    the work is worth; `lock` False takes `out` to be free. `store_options` say how inputs in stores are reached, and
+    are kept nowhere.
     Raises UsageError, SourceError, TokenizerError, StorageError, WorkerError, LedgerError; Interrupted on
     Ctrl-C or SIGTERM, after which the same call continues.
     """
@@ -90,6 +92,7 @@ def pack(
             lock=lock,
             space_check=space_check,
             workers=workers,
+            store_options=store_options,
             emit=emit,
         )
         records = run_tasks(planned, workers, emit)
@@ -106,6 +109,7 @@ def begin(
     lock: bool,
     space_check: bool,
     workers: int | None,
+    store_options: Mapping[str, str] | None,
     emit: Emit,
 ) -> PackPlan:
     """Write the plan of a run into `out`, or find the one that goes on; `out` is held."""
@@ -120,7 +124,7 @@ def begin(
     if "-" in inputs and stdin:
         emit(Phase(text="reading standard input"))
     spooled = spool(stdin, out / SPOOL) if "-" in inputs and stdin else None
-    planned = prepare(inputs, options, out, spooled, emit)
+    planned = prepare(inputs, options, out, spooled, emit, store_options)
     if space_check:
         check_space(planned)
     return start_or_continue(planned, overwrite=overwrite, lock=lock, workers=workers, emit=emit)
@@ -155,6 +159,7 @@ def estimate(
     *,
     workers: int | None = 1,
     overwrite: bool = False,
+    store_options: Mapping[str, str] | None = None,
     emit: Emit = ignore,
 ) -> Estimate:
     """What `pack` of the same arguments will take, from a sample; writes nothing. Raises what it raises at its start.
@@ -166,7 +171,7 @@ def estimate(
         raise UsageError("--dry-run cannot read standard input without keeping it; write it to a file and name that")
     if out.exists():
         check_out(out, overwrite=overwrite)
-    planned = prepare(inputs, options, out, None, emit)
+    planned = prepare(inputs, options, out, None, emit, store_options)
     if workers is None:
         workers = count_workers(sum(measure_tasks(planned.inputs, planned.tasks)), worker_bytes(planned))
     return estimate_run(planned, workers)
@@ -202,7 +207,14 @@ def spool(stdin: BinaryIO, path: Path) -> Path:
     return path
 
 
-def prepare(names: Sequence[str], options: PackOptions, out: Path, stdin: Path | None, emit: Emit) -> PackPlan:
+def prepare(
+    names: Sequence[str],
+    options: PackOptions,
+    out: Path,
+    stdin: Path | None,
+    emit: Emit,
+    store_options: Mapping[str, str] | None = None,
+) -> PackPlan:
     """Find the inputs and plan the run; writes nothing."""
     name, as_ids = options.tokenizer.tokenizer, options.source.ids_field is not None
     emit(Phase(text="finding the tokenizer"))
@@ -211,7 +223,7 @@ def prepare(names: Sequence[str], options: PackOptions, out: Path, stdin: Path |
     for text in resolve_special_tokens(options.tokenizer, path, ids=as_ids).notes:
         emit(Note(text=text))
     emit(Phase(text="finding the inputs"))
-    inputs = find_inputs(names, options.source, exclude=out, stdin=stdin)
+    inputs = find_inputs(names, options.source, exclude=out, stdin=stdin, store_options=store_options)
     if inputs.left_out:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in inputs.left_out.items())
         emit(Note(text=f"files in the inputs that are not read: {kinds}"))

@@ -88,7 +88,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
 DOCUMENTS = {"doc_id": COUNT, "id": TEXT}
 """A task's documents with their own ids, sorted by `doc_id`: the record's place in the task's input."""
 
-PLANNED_INPUTS = SCHEMAS["inputs"] | {"modified_ns": COUNT}
+PLANNED_INPUTS = SCHEMAS["inputs"] | {"modified_ns": COUNT, "etag": TEXT}
 PLANNED_TASKS = {"files": LIST, "starts": LIST, "stops": LIST}
 """The same while a run is incomplete."""
 
@@ -157,13 +157,14 @@ def read_numbers(table: pa.Table, name: str) -> np.ndarray:
 
 
 def encode_inputs(files: Sequence[InputFile], *, planned: bool = False) -> bytes:
-    """The table of inputs; `planned` keeps modification times."""
+    """The table of inputs; `planned` keeps modification times and ETags."""
     columns: dict[str, Any] = {
         "path": [file.path for file in files],
         "bytes": [file.bytes for file in files],
         "format": [file.format for file in files],
         "source": [file.source for file in files],
         "modified_ns": [file.modified_ns for file in files],
+        "etag": [file.etag for file in files],
     }
     return encode_table(PLANNED_INPUTS if planned else SCHEMAS["inputs"], columns)
 

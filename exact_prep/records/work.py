@@ -17,6 +17,8 @@ class InputFile(Record):
     format: FileFormat
     modified_ns: int = 0
     """Modification time, ns; compared while a run is incomplete, not kept in the dataset. 0: not known."""
+    etag: str = ""
+    """What a store calls the content of an object, likewise; empty for a local file."""
     source: str = ""
     """Label of the source that its documents belong to; empty if a field of the documents tells."""
 

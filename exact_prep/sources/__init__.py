@@ -2,7 +2,7 @@
 
 The way of a document, and the file where each step lives:
 
-1. What the user named becomes files in order.                     discovery
+1. What the user named becomes files in order.                     discovery, buckets
 2. Files become slices, and slices become tasks.                   slices, continuation
 3. The table of formats names the reader of a slice.               formats
 4. Bytes are read in blocks and decompressed.                      streams

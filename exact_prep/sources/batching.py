@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,14 @@ import numpy as np
 from exact_prep.batches import Rejected, TextBatch
 from exact_prep.errors import SourceError
 from exact_prep.sources.places import count_records_before, describe_place, is_cut_by_bytes, join_place
+from exact_prep.stores import is_object_url, split_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from exact_prep.records.options import SourceOptions
     from exact_prep.records.work import InputFile, Slice
-    from exact_prep.sources.streams import Damaged
+    from exact_prep.sources.streams import Damaged, Place
 
 BATCH_BYTES = 4 << 20
 """Bytes of text per batch, about: batches are joined until they have as much."""
@@ -48,11 +49,19 @@ class Part:
     options: SourceOptions
     spool: Path | None = None
     """Where standard input was written, if that is the file."""
+    store_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """How to reach a store; may hold secrets."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         """Where the bytes are. Made on demand: a corpus may be a million files."""
-        return self.spool or Path(self.file.path)
+        if not is_object_url(self.file.path):
+            return self.spool or Path(self.file.path)
+        from exact_prep.stores.objects import ObjectPath, open_objects
+
+        scheme, bucket, key = split_url(self.file.path)
+        store = open_objects(f"{scheme}://{bucket}", self.store_options)
+        return ObjectPath(store, key, self.file.bytes, self.file.etag)
 
     @property
     def name(self) -> str:

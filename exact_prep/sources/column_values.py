@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from exact_prep.batches import IGNORED, MASKED, TextBatch
-from exact_prep.errors import SourceError
+from exact_prep.errors import SourceError, StorageError
 from exact_prep.signatures import HEAD, find_codec, recognise
 from exact_prep.sources.batching import BATCH_BYTES, MAX_ID, count_utf8_bytes, number_records, reject, reject_rest
 from exact_prep.sources.fields import join_names, spell_paths
 from exact_prep.sources.labels import NO_LABEL, BadLabel, label_field, spell_label, spell_own_id
 from exact_prep.sources.long_texts import LONG, cut_utf8, make_batches
-from exact_prep.sources.streams import Damaged, check_unchanged
+from exact_prep.sources.streams import Damaged, check_unchanged, open_raw
 from exact_prep.stores.local import explained
 from exact_prep.zero_copy import as_numpy
 
@@ -149,7 +149,7 @@ def reading(part: Part) -> Iterator[None]:
             try:
                 yield
             except OSError as error:
-                if error.errno is not None:
+                if error.errno is not None or isinstance(error, StorageError):
                     raise
                 raise Damaged(f"pyarrow cannot read it: {error}") from error
     except MemoryError as error:
@@ -183,7 +183,7 @@ def read_columns(part: Part, open_slice: Callable[[Part], Opened]) -> Iterator[T
 
 def explain_head(part: Part, damage: Damaged) -> Damaged:
     """A damage that nothing was read before, explained by what the file is, if its first bytes tell."""
-    with explained("read", part.path), part.path.open("rb") as file:
+    with explained("read", part.path), open_raw(part.path) as file:
         head = file.read(HEAD)
     if codec := find_codec(head):
         return Damaged(f"it is compressed with {codec}: decompress it, this format has compression of its own")

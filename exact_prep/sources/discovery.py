@@ -1,8 +1,8 @@
 """From what the user named to files in order. Looks at names and sizes; opens no file but a saved dataset's state.
 
-The same set of files gives the same result however it is named: files are sorted by absolute path. A file that two
-inputs reach is an error: training on it twice would go unnoticed. Inside one directory or glob, a symbolic link to a
-file that is read anyway is left out and counted.
+The same set of files gives the same result however it is named: files are sorted by absolute path, and objects in
+stores, which come after them, by address. A file that two inputs reach is an error: training on it twice would go
+unnoticed. Inside one directory or glob, a symbolic link to a file that is read anyway is left out and counted.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from exact_prep.records.work import InputFile
 from exact_prep.sources.formats import BY_SUFFIX, FORMATS
 from exact_prep.sources.labels import MAX_SOURCES, TOO_MANY, label_field
 from exact_prep.sources.streams import CODECS, split_suffix
-from exact_prep.stores import check_local
+from exact_prep.stores import check_local, is_object_url, redact
 from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from exact_prep.records.options import SourceOptions
     from exact_prep.sources.formats import Format
+    from exact_prep.stores import Entry
 
 HIDDEN = "hidden"
 UNDERSCORE = "name begins with _"
@@ -61,11 +62,13 @@ class Hit(NamedTuple):
     """Why it is not read; empty if it is."""
     order: str = ""
     """What it is sorted by, if not by its own path."""
+    entry: Entry | None = None
+    """Of an object in a store: what its listing says."""
 
     @property
     def explicit(self) -> bool:
         """Whether the user named the file itself."""
-        return os.path.normpath(self.named) == self.path
+        return self.path in (self.named, os.path.normpath(self.named))
 
 
 class Found(NamedTuple):
@@ -79,7 +82,9 @@ class Found(NamedTuple):
     """What the user should know about directories that were read."""
 
 
-def find_files(named: Sequence[str], options: SourceOptions, exclude: Path | None = None) -> Found:
+def find_files(
+    named: Sequence[str], options: SourceOptions, exclude: Path | None, store_options: Mapping[str, str]
+) -> Found:
     """The files that the user's inputs stand for; see `exact_prep.sources.find_inputs`."""
     inputs = [expand_home(one) for one in named]
     if options.separator == "":
@@ -87,7 +92,7 @@ def find_files(named: Sequence[str], options: SourceOptions, exclude: Path | Non
     hits: list[Hit] = []
     others: list[InputFile] = []
     if repeated := [named for named, count in Counter(map(os.path.normpath, inputs)).items() if count > 1]:
-        raise UsageError(f"{repeated[0]} is given twice;\nname it once")
+        raise UsageError(f"{redact(repeated[0])} is given twice;\nname it once")
     sources = Sources(inputs, options)
     for named in inputs:
         if named == "-":
@@ -98,13 +103,15 @@ def find_files(named: Sequence[str], options: SourceOptions, exclude: Path | Non
             from exact_prep.sources.hub import find_dataset
 
             others.append(find_dataset(named).model_copy(update={"source": sources.name_other(named)}))
+        elif is_object_url(named):
+            hits += expand_objects(named, store_options)
         else:
             check_local(named)
             hits += expand(named, options)
     warnings = find_tables(hits)
     if exclude is not None:
         hits = drop_below(exclude, hits)
-    hits.sort(key=lambda hit: os.path.abspath(hit.order or hit.path))  # noqa: PTH100 - no links resolved
+    hits.sort(key=order_of)
     files, left_out = describe(hits, options, sources)
     others.sort(key=lambda file: file.path)
     for one, another in pairwise(others):
@@ -141,6 +148,13 @@ def find_tables(hits: Iterable[Hit]) -> tuple[str, ...]:
         f"versions of rows; to read its present version alone, export it with {READERS[kind]}, and name the export"
         for directory, kind in sorted(tables.items())
     )
+
+
+def order_of(hit: Hit) -> tuple[bool, str]:
+    """What files are sorted by."""
+    if hit.entry is not None:
+        return True, hit.path
+    return False, os.path.abspath(hit.order or hit.path)  # noqa: PTH100 - no links resolved
 
 
 class Sources:
@@ -186,11 +200,33 @@ def drop_below(directory: Path, hits: list[Hit]) -> list[Hit]:
     below = tuple(path + os.sep for path in {os.path.abspath(directory), os.path.realpath(directory)})  # noqa: PTH100
     kept = []
     for hit in hits:
-        if not os.path.abspath(hit.path).startswith(below):  # noqa: PTH100 - no links resolved
+        if hit.entry is not None or not os.path.abspath(hit.path).startswith(below):  # noqa: PTH100 - likewise
             kept.append(hit)
         elif (os.path.abspath(hit.named) + os.sep).startswith(below):  # noqa: PTH100 - no links resolved
             raise UsageError(f"{hit.path} is in --out {directory}, whose files are replaced;\nchoose another --out")
     return kept
+
+
+def expand_objects(named: str, store_options: Mapping[str, str]) -> list[Hit]:
+    """The objects that one input stands for; raises UsageError if nothing has that name."""
+    from exact_prep.sources.buckets import find_iceberg, list_objects
+
+    found = list(list_objects(named, store_options))
+    metadata = find_iceberg([url for url, _, _ in found])
+    may_hide = "/." in named.partition("://")[2]
+    may_underscore = "/_" in named.partition("://")[2]
+    hits = []
+    for url, entry, asked in found:
+        parts = entry.name.split("/")
+        above, below = parts[:asked], parts[asked:]
+        if glob.has_magic(named) and url != named:
+            below += [part for part in above if part[0] == "." and not may_hide]
+            below += [part for part in above if part[0] == "_" and not may_underscore]
+        skip = HIDDEN if any(part.startswith(".") for part in below) else ""
+        skip = skip or (UNDERSCORE if any(part.startswith("_") for part in below) else "")
+        skip = skip or (METADATA if metadata and url.startswith(metadata) else "")
+        hits.append(Hit(url, named, skip, entry=entry))
+    return hits
 
 
 def expand(named: str, options: SourceOptions) -> list[Hit]:
@@ -294,6 +330,9 @@ def describe(hits: Iterable[Hit], options: SourceOptions, sources: Sources) -> t
         if hit.skip or row is None:
             left_out[hit.path] = hit.skip or refuse_if_named(hit, name_suffix(hit.path), REMEDY)
             continue
+        if hit.entry is not None:
+            files[hit.path] = describe_object(hit, hit.entry, row, options, files, sources)
+            continue
         with explained("read", hit.path):
             status = os.stat(hit.path)  # noqa: PTH116 - a corpus may be a million files
         if not stat.S_ISREG(status.st_mode):
@@ -316,6 +355,21 @@ def describe(hits: Iterable[Hit], options: SourceOptions, sources: Sources) -> t
             path=hit.path, bytes=status.st_size, format=row.name, modified_ns=status.st_mtime_ns, source=source
         )
     return list(files.values()), Counter(reason for path, reason in left_out.items() if path not in files)
+
+
+def describe_object(
+    hit: Hit, entry: Entry, row: Format, options: SourceOptions, files: Mapping[str, InputFile], sources: Sources
+) -> InputFile:
+    """An object that is read; raises UsageError, also if it is among `files` already."""
+    if hit.path in files:
+        raise UsageError(f"{hit.path} is given twice, the second time by {hit.named};\nname it once")
+    if row.name == "arrow":
+        raise UsageError(
+            f"{hit.path} is an Arrow file, which is read from a local disk alone;\ncopy it to this machine, "
+            "leave it out, or write it as Parquet"
+        )
+    check_format(hit.path, row, options)
+    return InputFile(path=hit.path, bytes=entry.bytes, format=row.name, etag=entry.etag, source=sources.name_file(hit))
 
 
 def check_format(path: str, row: Format, options: SourceOptions) -> None:

@@ -231,11 +231,9 @@ def measure_unit(part: Part) -> tuple[int, int] | None:
     """Bytes of text and rows in a row group or record batch, by its metadata; None where that does not tell."""
     number, names = part.slice.start, part.options.text_field
     if part.file.format == "parquet":
-        import pyarrow.parquet as pq
+        from exact_prep.sources.parquet import find_leaf, read_footer
 
-        from exact_prep.sources.parquet import find_leaf
-
-        metadata = pq.read_metadata(part.path)
+        metadata = read_footer(part)
         with suppress(StopIteration):
             column = metadata.row_group(number).column(find_leaf(metadata, names[0]))
             return max(column.total_uncompressed_size - 4 * column.num_values, 1), metadata.row_group(number).num_rows
@@ -380,9 +378,9 @@ def find_fields(part: Part) -> tuple[str, ...]:
     with suppress(*UNREADABLE, ValueError, StopIteration):
         match part.file.format:
             case "parquet":
-                import pyarrow.parquet as pq
+                from exact_prep.sources.parquet import read_footer
 
-                return tuple(pq.read_schema(part.path).names)
+                return tuple(read_footer(part).schema.to_arrow_schema().names)
             case "arrow":
                 import pyarrow as pa
 

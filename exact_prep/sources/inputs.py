@@ -31,6 +31,8 @@ class Inputs:
     """What the user should know about what was found."""
     stdin: Path | None = None
     """Where standard input was written, if one input is `-`."""
+    store_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """How to reach stores, see `stores.objects`; may hold secrets, and is kept nowhere."""
 
     def plan_tasks(self) -> tuple[tuple[Slice, ...], ...]:
         """The slices that each task reads; every byte of every file is in exactly one.
@@ -107,16 +109,23 @@ class Inputs:
 
         file = self.files[one.file]
         if file.path != "-":
-            return Part(file=file, slice=one, options=self.options)
+            return Part(file=file, slice=one, options=self.options, store_options=self.store_options)
         if self.stdin is None:
             raise ValueError("one input is standard input, and `stdin` does not say where it was written")
         return Part(file=file, slice=one, options=self.options, spool=self.stdin)
 
 
 def find_inputs(
-    inputs: Sequence[str], options: SourceOptions, *, exclude: Path | None = None, stdin: Path | None = None
+    inputs: Sequence[str],
+    options: SourceOptions,
+    *,
+    exclude: Path | None = None,
+    stdin: Path | None = None,
+    store_options: Mapping[str, str] | None = None,
 ) -> Inputs:
-    """Files, directories, globs, `-` and `hf://` names as files in order; raises UsageError or StorageError.
+    """Files, directories, globs, `-`, addresses in stores and `hf://` names as files in order.
+
+    Raises UsageError or StorageError.
 
     The same set of files gives the same files in the same order however it is named. `stdin` is where the input `-`
     was written; without it, `-` has 0 bytes and cannot be read. Files below `exclude`, where the output goes, are not
@@ -124,8 +133,15 @@ def find_inputs(
     """
     from exact_prep.sources.discovery import find_files
 
-    files, left_out, warnings = find_files(inputs, options, exclude)
+    files, left_out, warnings = find_files(inputs, options, exclude, store_options or {})
     if stdin is not None:
         size = stdin.stat().st_size
         files = tuple(file.model_copy(update={"bytes": size}) if file.path == "-" else file for file in files)
-    return Inputs(files=files, options=options, left_out=left_out, warnings=warnings, stdin=stdin)
+    return Inputs(
+        files=files,
+        options=options,
+        left_out=left_out,
+        warnings=warnings,
+        stdin=stdin,
+        store_options=dict(store_options or {}),
+    )

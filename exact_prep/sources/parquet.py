@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from exact_prep.sources.column_values import (
     reading,
     split_in_proportion,
 )
-from exact_prep.sources.streams import Damaged
+from exact_prep.sources.streams import Damaged, open_raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,9 @@ FOOTER_TAIL = 8
 BUFFER = 1 << 20
 """Bytes of a column that are read at once; larger gave no speed."""
 
+OBJECT_BUFFER = 8 << 20
+"""The same in a store, where each read is a request."""
+
 
 def read_parquet(part: Part, _block: int | None = None) -> Iterator[TextBatch]:
     """The documents of some row groups; see `Part` and `TextBatch`."""
@@ -43,7 +47,9 @@ def open_row_groups(part: Part) -> Opened:
     """Row groups `slice.start` to `slice.stop` of a file."""
     with reading(part):
         # Pre-buffering, the default, keeps whole row groups until the file is closed; this keeps a page and a buffer.
-        file = pq.ParquetFile(part.path, pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True)
+        buffer = BUFFER if isinstance(part.path, Path) else OBJECT_BUFFER
+        source = open_parquet(part)
+        file = pq.ParquetFile(source, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True)
         columns = pick_columns(part, file.schema_arrow)
         check_encryption(part, file, columns.names())
         edges = measure_row_groups(file.metadata, part.file.bytes)
@@ -81,7 +87,7 @@ def check_encryption(part: Part, file: pq.ParquetFile, names: list[str]) -> None
 
     A footer in plain text that speaks of encrypted columns is signed: it is longer than what it says of itself.
     """
-    with part.path.open("rb") as raw:
+    with open_raw(part.path, ahead=False) as raw:
         raw.seek(-FOOTER_TAIL, os.SEEK_END)
         length = int.from_bytes(raw.read(4), "little")
     if length == file.metadata.serialized_size:
@@ -99,8 +105,18 @@ def check_encryption(part: Part, file: pq.ParquetFile, names: list[str]) -> None
 def count_rows_before_slice(part: Part) -> int:
     """Rows of a file before the slice; raises Damaged."""
     with reading(part):
-        metadata = pq.read_metadata(part.path)
+        metadata = read_footer(part)
         return sum(metadata.row_group(group).num_rows for group in range(part.slice.start))
+
+
+def open_parquet(part: Part) -> Any:
+    """What pyarrow opens: the path, or a file that asks a store for the ranges that are needed and no others."""
+    return part.path if isinstance(part.path, Path) else open_raw(part.path, ahead=False)
+
+
+def read_footer(part: Part) -> pq.FileMetaData:
+    """What the file says of its row groups."""
+    return pq.read_metadata(open_parquet(part))
 
 
 def find_leaf(metadata: pq.FileMetaData, name: str) -> int:
@@ -118,4 +134,4 @@ def measure_row_groups(metadata: pq.FileMetaData, size: int) -> np.ndarray:
 def find_row_group_edges(part: Part) -> list[int]:
     """The same, read from the file's footer; raises Damaged."""
     with reading(part):
-        return measure_row_groups(pq.read_metadata(part.path), part.file.bytes).tolist()
+        return measure_row_groups(read_footer(part), part.file.bytes).tolist()

@@ -10,20 +10,24 @@ import io
 import os
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from exact_prep.errors import SourceError
+from exact_prep.errors import SourceError, StorageError
 from exact_prep.signatures import HEAD, looks_binary, recognise
 from exact_prep.signatures import find_codec as find_codec_in
 from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from exact_prep.records.work import InputFile
+    from exact_prep.stores.objects import ObjectPath
+
+Place: TypeAlias = "Path | ObjectPath"
+"""Where the bytes of a file are: on this machine, or in a store."""
 
 BLOCK = 1 << 20
 """Bytes per read: large enough to make reads cheap, small enough for the cache (4 MiB: 10% slower)."""
@@ -97,17 +101,29 @@ class RawFile(Protocol):
         ...
 
 
+class NamedFile(RawFile, Protocol):
+    """The same with a place, that can be changed."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a byte."""
+        ...
+
+    def tell(self) -> int:
+        """The next byte."""
+        ...
+
+
 class PlainStream:
     """A file as it is."""
 
-    def __init__(self, file: io.FileIO, start: int) -> None:
+    def __init__(self, file: io.RawIOBase, start: int) -> None:
         """Begin at byte `start`."""
         self._file = file
         self._file.seek(start)
 
     def read(self, size: int, /) -> bytes:
         """See Stream."""
-        data = self._file.read(size)
+        data = self._file.read(size) or b""
         if len(data) == size or not data:
             return data
         parts = [data]
@@ -140,7 +156,7 @@ class ArrowStream:
         try:
             return bytes(memoryview(self._buffer)[: self._stream.readinto(self._buffer)])
         except self._damage as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
             if "too much memory" in str(error):
                 raise SourceError(
@@ -242,7 +258,7 @@ class MemberStream:
 class SlowFile:
     """A raw file that gives single bytes from some place on: a decoder then gives all that comes before a damage."""
 
-    def __init__(self, raw: io.FileIO, slow_from: int) -> None:
+    def __init__(self, raw: NamedFile, slow_from: int) -> None:
         """Read `raw` from its start."""
         self.name, self.closed = raw.name, False
         self._raw, self._slow_from, self._at = raw, slow_from, 0
@@ -251,7 +267,7 @@ class SlowFile:
     def read(self, size: int = -1, /) -> bytes:
         """At most `size` bytes."""
         fast = self._slow_from - self._at
-        data = self._raw.read(min(size, fast) if fast > 0 else 1)
+        data = self._raw.read(min(size, fast) if fast > 0 else 1) or b""
         self._at += len(data)
         return data
 
@@ -263,7 +279,7 @@ class SlowFile:
 class CompressedStream:
     """The decompressed bytes of a file, all of them up to a damage, if there is one."""
 
-    def __init__(self, raw: io.FileIO, codec: str) -> None:
+    def __init__(self, raw: NamedFile, codec: str) -> None:
         """Read `raw` from its start."""
         self._raw, self._codec = raw, codec
         self._make = ArrowStream if codec == "zstd" else MemberStream
@@ -318,9 +334,14 @@ def split_suffix(name: str) -> tuple[str, str | None]:
     return (os.path.splitext(stem)[1] if codec else suffix), codec  # noqa: PTH122
 
 
-def find_codec(file: InputFile, path: Path) -> str | None:
+def open_raw(path: Place, *, ahead: bool = True) -> Any:
+    """The file at `path`, unbuffered; raises OSError. `ahead` as in `ObjectPath.open`, for objects."""
+    return io.FileIO(path) if isinstance(path, Path) else path.open(ahead=ahead)
+
+
+def find_codec(file: InputFile, path: Place) -> str | None:
     """How `file` is compressed, by its first bytes; None if it is not. Raises StorageError, Damaged."""
-    with explained("read", path), io.FileIO(path) as raw:
+    with explained("read", path), open_raw(path) as raw:
         return tell_codec(file, raw.read(HEAD))
 
 
@@ -344,20 +365,23 @@ def check_content(file: InputFile, head: bytes) -> None:
 
 
 @contextmanager
-def opened(file: InputFile, path: Path) -> Iterator[io.FileIO]:
+def opened(file: InputFile, path: Place) -> Iterator[Any]:
     """The raw file at `path`; raises StorageError, or SourceError if it is no longer what was planned.
 
     That is checked before and after it is read: a file that changes in between may be read half old, half new.
     """
-    with explained("read", path), io.FileIO(path) as raw:
+    with explained("read", path), open_raw(path) as raw:
         check_unchanged(file, path)
         yield raw
         check_unchanged(file, path)
 
 
-def check_unchanged(file: InputFile, path: Path) -> None:
-    """Raise SourceError if size or modification time differ from what they were when the run was planned."""
-    if file.path == "-":
+def check_unchanged(file: InputFile, path: Place) -> None:
+    """Raise SourceError if size or modification time differ from what they were when the run was planned.
+
+    Every read of an object checks its ETag.
+    """
+    if file.path == "-" or not isinstance(path, Path):
         return
     with explained("read", path):
         status = path.stat()
@@ -371,7 +395,7 @@ def check_unchanged(file: InputFile, path: Path) -> None:
 class Span:
     """Some bytes of a plain file that are too long to be held: `bytes(span)` reads them again."""
 
-    def __init__(self, file: InputFile, path: Path, start: int, size: int) -> None:
+    def __init__(self, file: InputFile, path: Place, start: int, size: int) -> None:
         """The `size` bytes from `start` on."""
         self._file, self._path = file, path
         self._start, self._size = start, size
@@ -390,7 +414,7 @@ class Span:
 
 
 @contextmanager
-def decompressed(file: InputFile, path: Path, start: int = 0) -> Iterator[Stream]:
+def decompressed(file: InputFile, path: Place, start: int = 0) -> Iterator[Stream]:
     """The bytes of `file` from `start`, which must be 0 if it is compressed."""
     with opened(file, path) as raw:
         codec = None if start else tell_codec(file, raw.read(HEAD))
@@ -398,7 +422,7 @@ def decompressed(file: InputFile, path: Path, start: int = 0) -> Iterator[Stream
         yield PlainStream(raw, start) if codec is None else CompressedStream(raw, codec)
 
 
-def whole_blocks(file: InputFile, path: Path, *, size: int) -> Iterator[Block]:
+def whole_blocks(file: InputFile, path: Place, *, size: int) -> Iterator[Block]:
     """The content of `file` in blocks of `size` bytes, fewer before a damage; the last is empty. Raises Damaged."""
     seen = offset = 0
     with decompressed(file, path) as stream:
@@ -414,7 +438,7 @@ def whole_blocks(file: InputFile, path: Path, *, size: int) -> Iterator[Block]:
                 return
 
 
-def line_blocks(file: InputFile, path: Path, start: int, stop: int, *, size: int) -> Iterator[Block]:
+def line_blocks(file: InputFile, path: Place, start: int, stop: int, *, size: int) -> Iterator[Block]:
     """The lines that begin in `start <= offset < stop` of a plain file, in blocks of at most `size` bytes.
 
     The blocks begin with the first byte of the first such line and end with the last byte of the last one. The last
@@ -446,7 +470,7 @@ def newlines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
 
 
-def count_newlines(file: InputFile, path: Path, stop: int) -> int:
+def count_newlines(file: InputFile, path: Place, stop: int) -> int:
     """Newlines in the first `stop` bytes of a plain file: this turns an offset into a line number."""
     count = 0
     with decompressed(file, path) as stream:

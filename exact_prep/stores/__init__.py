@@ -2,6 +2,7 @@
 
     Store         read and write whole files, ranges of them, and files made elsewhere
     local.py      a directory of this machine; also locks, memory maps and durable writes, which only directories have
+    objects.py    a bucket of Amazon S3 and what speaks its language, Google Cloud Storage, or Azure, by obstore
 
 `open_store(url)` gives the store for what the user named.
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from os import PathLike
 
 
@@ -24,6 +25,8 @@ class Entry(NamedTuple):
 
     name: str
     bytes: int
+    etag: str = ""
+    """What tells its content from another under the same name; empty in a directory."""
 
 
 class Store(Protocol):
@@ -87,6 +90,9 @@ class Store(Protocol):
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}[^/]")
 """An address. pathlib makes one slash of two; one letter before the colon is a drive of Windows."""
 
+STORES = ("s3", "gs", "az")
+"""Schemes that `objects` opens."""
+
 COPY = {
     "s3": "copy it with `aws s3 sync`",
     "gs": "copy it with `gcloud storage rsync`",
@@ -100,20 +106,72 @@ COPY = {
 """How to bring what an address names to this machine."""
 
 
+def is_object_url(name: str | PathLike[str]) -> bool:
+    """Whether a name is an address that `objects` opens."""
+    found = URL.match(str(name))
+    return found is not None and found["scheme"].lower() in STORES
+
+
+def split_url(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket and key of an address such as `s3://bucket/folder/name`; raises UsageError."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket:
+        raise UsageError(
+            f"{redact(url)} holds credentials, which end up in logs and shell histories;\nleave them out: they are "
+            "taken from the environment, or from --store-option"
+        )
+    if not bucket or not re.fullmatch(r"[A-Za-z0-9$._-]+", bucket):
+        raise UsageError(f"{redact(url)} names no bucket;\nwrite {scheme}://BUCKET/FOLDER or {scheme}://BUCKET/NAME")
+    return scheme.lower(), bucket, key
+
+
+def redact(address: str) -> str:
+    """An address without what may be secret in it: user, password, and the query of a signed URL."""
+    scheme, found, rest = address.partition("://")
+    if not found:
+        return address
+    authority, slash, path = rest.partition("/")
+    if scheme.lower() not in STORES:  # where a question mark is part of a name
+        authority, path = (re.sub(r"(?s)[?#].*", "?...", part) for part in (authority, path))
+    return f"{scheme}://{'...@' * ('@' in authority)}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def parse_options(given: Iterable[str]) -> dict[str, str]:
+    """Options from the words of --store-option, `KEY=VALUE`; raises UsageError, which does not repeat the value."""
+    options: dict[str, str] = {}
+    for one in given:
+        key, found, value = one.partition("=")
+        if not found or not key:
+            raise UsageError("--store-option is KEY=VALUE, such as endpoint=http://127.0.0.1:9000 or region=eu-west-1")
+        options[key] = value
+    return options
+
+
 def check_local(name: str | PathLike[str]) -> None:
-    """Raise UsageError for an address: no store serves any yet, and a directory of that name is never meant."""
+    """Raise UsageError for an address where only a local path will do: a directory of that name is never meant."""
     found = URL.match(str(name))
     if found is None:
         return
     scheme = found["scheme"].lower()
     what = "a web address" if scheme in ("http", "https", "ftp") else f"an address in a store ({scheme}://)"
     remedy = COPY.get(scheme, "copy it to this machine")
-    address = re.sub(":/+", "://", str(name), count=1)
-    raise UsageError(f"{address} is {what}, which exact-prep cannot open yet;\n{remedy}, and name the local path")
+    address = redact(re.sub(":/+", "://", str(name), count=1))
+    where = " here" if scheme in STORES else ""
+    raise UsageError(
+        f"{address} is {what}, which exact-prep cannot open{where} yet;\n{remedy}, and name the local path"
+    )
 
 
-def open_store(url: str | PathLike[str]) -> Store:
-    """The store for a directory; raises UsageError for a URL, which no store serves yet."""
+def open_store(url: str | PathLike[str], options: Mapping[str, str] | None = None) -> Store:
+    """The store for a directory, or for an address such as `s3://bucket/folder`; raises UsageError for others.
+
+    `options` are those of --store-option: see `objects`.
+    """
+    if isinstance(url, str) and is_object_url(url):
+        from exact_prep.stores.objects import open_objects
+
+        return open_objects(url, options or {})
     check_local(url)
     from exact_prep.stores.local import LocalStore
 

@@ -45,7 +45,7 @@ UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 @contextmanager
-def explained(what: str, path: Path | str) -> Iterator[None]:
+def explained(what: str, path: object) -> Iterator[None]:
     """Turn an OSError inside into a StorageError that says what was being done to which path."""
     try:
         yield
