@@ -231,7 +231,7 @@ def check_outside_datasets(path: Path) -> None:
     """Raise UsageError if `path` lies inside a dataset, as it is named or where links lead."""
     parents = [Path(os.path.abspath(path)).parent, path.parent.resolve()]  # noqa: PTH100 - links are not followed
     for place in dict.fromkeys(place for parent in parents for place in (parent, *parent.parents)):
-        if (place / MANIFEST).is_file() or (place / WORK).is_dir():
+        if (place / MANIFEST).is_file() or (place / WORK).is_dir() or is_measured(place):
             raise UsageError(f"{path} lies inside the dataset {place}; choose an --out elsewhere")
 
 

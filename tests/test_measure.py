@@ -615,6 +615,24 @@ def test_weigh_report_verify_and_the_table_by_position(tmp_path, documents):
         assert "measure" in done.stderr or "look weights up by position" in done.stderr.replace("\n", " "), refused
 
 
+def test_there_are_no_rows_to_open_and_no_table_goes_inside(tmp_path, documents):
+    out = tmp_path / "out"
+    measure("megatron", write_megatron(tmp_path / "d", documents), out, seq_len=L)
+    for opened in (out, [out, out]):
+        with pytest.raises(DatasetError, match=r"holds a measurement of tokens that others wrote, and no rows"):
+            exact_prep.open(opened)
+    with pytest.raises(UsageError, match=r"lies inside the dataset"):
+        exact_prep.weigh(out, out=out / "table.json", progress=False)
+    exact_prep.weigh(out, alpha=0.3, out=tmp_path / "table.json", progress=False)
+    with pytest.raises(DatasetError, match=r"holds plain weights"):
+        load_weights(out)
+    table = ("--weights", tmp_path / "table.json")
+    assert "alpha 0.3" in command("report", out, *table).stdout.replace("\n", " ")
+    command("export", out, "--to", "lut", *table, "-o", tmp_path / "lut")
+    assert np.load(tmp_path / "lut" / "lut.npy").tolist() == load_weights(tmp_path / "table.json").lut.tolist()
+    assert command("verify", out, *table).stdout.endswith("everything is correct\n")
+
+
 def test_verify_reads_the_data_again(tmp_path, documents):
     prefix = write_megatron(tmp_path / "d", documents)
     out = tmp_path / "out"

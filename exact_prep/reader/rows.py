@@ -393,7 +393,7 @@ def open_one(
         raise UsageError("plain=True and weights= exclude each other; leave one out")
     if is_split_in_two(path):
         path = path / (split or SPLITS[0])
-    if not (path / MANIFEST).is_file() and (several := find_datasets(path)):
+    if not (path / MANIFEST).is_file() and (several := find_datasets(path)) != [path]:
         raise DatasetError(f"{path} holds several datasets; open one of: {', '.join(map(str, several))}")
     files = open_dataset(path)
     if split is not None and files.manifest.split != split:
