@@ -5,10 +5,20 @@ In an environment of their own: see `.ci/run`.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from foreign_documents import DOCUMENTS, EOS, L, by_bucket, measure
 from oracle import framework
+
+import exact_prep
+from exact_prep.weighing.exposure import Exposure
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+framework("torch")
+from measured_data import weigh_rows, weigh_windows  # noqa: E402
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -34,6 +44,11 @@ def test_datatrove(tmp_path, size):
         assert measured.rows == len(dataset)
         assert list(measured.exposure.counts) == by_bucket(contexts)
         assert measured.exposure.firsts == contexts.count(0)
+        (weights,) = exact_prep.weigh(tmp_path / told, tail_from=64, progress=False)
+        total = sum(
+            weigh_windows(dataset[n]["positions"], str(tmp_path / told)).double().sum().item() for n in range(9)
+        )
+        assert total == sum(float(weights.lut[place]) for place in contexts[: 9 * L])
 
 
 # litData's own way to map a chunk.
@@ -103,6 +118,10 @@ def test_olmo_rows(tmp_path, olmo_files, told):
     measured = measure("olmo", olmo_files, tmp_path / "out", **options)
     assert measured.rows == len(dataset)
     assert list(measured.exposure.counts) == by_bucket(walk_olmo(dataset))
+    (weights,) = exact_prep.weigh(tmp_path / "out", tail_from=64, progress=False)
+    lengths = [dataset[number]["doc_lens"] for number in range(len(dataset))]
+    total = sum(weigh_rows(own, str(tmp_path / "out")).double().sum().item() for own in lengths)
+    assert total == weights.sum_weights(Exposure.from_record(measured.exposure))
 
 
 @pytest.mark.parametrize("told", ["eos", "index"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,10 @@ from oracle import framework
 import exact_prep
 from exact_prep.dataset import open_measured
 from exact_prep.weighing.exposure import Exposure
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+framework("torch")
+from measured_data import weigh_gpt_dataset  # noqa: E402
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])
@@ -58,7 +64,7 @@ def indexed(tmp_path):
     return tmp_path / "d"
 
 
-def open_megatron(prefix, cache, split="1", samples=None):
+def open_megatron(prefix, cache, split="1", samples=None, dataset=None):
     """Megatron's own train dataset."""
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -78,7 +84,9 @@ def open_megatron(prefix, cache, split="1", samples=None):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return BlendedMegatronDatasetBuilder(GPTDataset, [samples, None, None], lambda: True, config).build()[0]
+        return BlendedMegatronDatasetBuilder(
+            dataset or GPTDataset, [samples, None, None], lambda: True, config
+        ).build()[0]
 
 
 def walk_megatron(dataset) -> list[int]:
@@ -110,15 +118,16 @@ def test_megatron_in_its_own_order(tmp_path, indexed, split):
     np.testing.assert_allclose(*shares, atol=0.02)
 
 
-def test_the_weights_that_megatron_would_serve_are_those_of_the_table(tmp_path, indexed):
-    """The hook of the README: position_ids of the inputs, and EOD where the next token begins a document."""
+def test_the_weights_that_megatron_serves_are_those_of_the_table(tmp_path, indexed):
+    """In its own order: the sum over all samples is that of the exposure, to the last bit."""
     dataset = open_megatron(indexed, tmp_path / "cache")
     out = tmp_path / "out"
     measure("megatron", indexed, out, seq_len=L, order=f"cache:{tmp_path / 'cache'}")
     (weights,) = exact_prep.weigh(out, tail_from=64, progress=False)
-    total = np.float64(0)
-    for number in range(len(dataset)):
-        one = dataset[number]
-        served = weights.of_predictions(one["position_ids"].numpy(), (one["tokens"] == EOS).numpy())
-        total += served.astype(np.float64).sum()
+    served = open_megatron(indexed, tmp_path / "cache", dataset=weigh_gpt_dataset(type(dataset), str(out)))
+    total = sum(served[number]["loss_mask"].double().sum().item() for number in range(len(served)))
     assert total == weights.sum_weights(Exposure.from_record(open_measured(out).record.exposure))
+    assert {value for number in range(9) for value in served[number]["loss_mask"].tolist()} <= set(weights.lut.tolist())
+    served.config.reset_attention_mask = False
+    with pytest.raises(ValueError, match=r"documents see each other"):
+        served[0]
