@@ -30,14 +30,14 @@ Normalize = Literal["none", "mean"]
 Split = Literal["train", "validation"]
 LossWeights = Literal["column", "table"]
 Align = Literal["target", "prediction"]
-MeasuredLayout = Literal["megatron", "huggingface", "olmo", "datatrove", "litdata", "tokens"]
+MeasuredLayout = Literal["megatron", "huggingface", "olmo", "datatrove", "litdata", "mds", "tokens"]
 """Formats of tokens that others wrote. The table in `layouts.foreign` has a row for each."""
 DocumentsBy = Literal["index", "seq_lengths", "position_ids", "attention_mask", "eos", "rows"]
 """By what a trainer tells documents apart."""
 Order = Literal["expected", "file", "cache"]
 """The order in which a trainer lays documents end to end."""
 TokenType = Literal["uint16", "uint32", "int32", "int64"]
-Trainer = Literal["megatron", "olmo", "nanotron", "trl", "axolotl", "llama-factory", "nanogpt"]
+Trainer = Literal["megatron", "olmo", "nanotron", "trl", "axolotl", "llama-factory", "llm-foundry", "nanogpt"]
 ExportFormat = Literal["megatron", "mds", "parquet", "levanter", "numpy", "lut", "row-weights", "sidecar"]
 
 MAX_COUNT = 2**63 - 1

@@ -541,7 +541,7 @@ def test_a_type_that_does_not_fit(tmp_path):
         ("megatron", {"seq_len": L, "documents": "position_ids"}, r"told apart by index or eos"),
         ("megatron", {"seq_len": L, "documents": "eos"}, r"give its id with --eos"),
         ("megatron", {"seq_len": L, "order": "random"}, r"it is expected, file, or cache:DIR"),
-        ("megatron", {"seq_len": L, "labels_field": "x"}, r"name columns, and megatron has none"),
+        ("megatron", {"seq_len": L, "labels_field": "x"}, r"name columns, which are read of huggingface, not megatron"),
         ("megatron", {"seq_len": 10**6}, r"tokens make no row of 1,000,000"),
         ("megatron", {"seq_len": L, "order": "cache:nowhere"}, r"document_index\.npy of the train split is needed"),
         ("olmo", {"seq_len": L}, r"give it with --dtype"),

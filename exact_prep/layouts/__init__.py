@@ -10,7 +10,7 @@
 
 Tokens that others wrote are read here too, for `measure`: foreign.py says how, trainers.py what trainers make of them.
 
-    megatron.py  huggingface.py  olmo.py  datatrove.py  litdata.py  tokens.py
+    megatron.py  huggingface.py  olmo.py  datatrove.py  litdata.py  mds.py  tokens.py
 
 A layout knows rows, not shards: the reader gives it blocks of rows with aligned weights. Order, locks and progress are
 the pipeline's (`pipeline/export.py`).

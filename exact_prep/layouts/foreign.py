@@ -102,6 +102,7 @@ FOREIGN: dict[MeasuredLayout, Foreign] = {
     "olmo": Foreign("olmo", ("disjoint", "fragment", "truncate"), ("eos", "index")),
     "datatrove": Foreign("datatrove", ("windows",), ("index", "eos")),
     "litdata": Foreign("litdata", ("disjoint",), ("index",)),
+    "mds": Foreign("mds", ("stored",), ("eos", "seq_lengths", "rows")),
     "tokens": Foreign("tokens", ("crops", "disjoint", "shared", "windows"), ("eos",)),
 }
 

@@ -68,5 +68,14 @@ TRAINERS: dict[Trainer, Habits] = {
         True,
         "LLaMA-Factory keeps documents apart with neat_packing, and not with packing alone",
     ),
+    "llm-foundry": Habits(
+        ("mds",),
+        "stored",
+        "eos",
+        "file",
+        True,
+        "llm-foundry keeps documents apart with eos_token_id in the dataset's and attn_uses_sequence_id in the model's "
+        "config, and not by default",
+    ),
     "nanogpt": Habits(("tokens",), "crops", "eos", "expected", False, "nanoGPT never keeps documents apart"),
 }

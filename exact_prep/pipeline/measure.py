@@ -111,8 +111,12 @@ def check_options(options: MeasureOptions) -> None:
         raise UsageError("--order cache:DIR goes with --documents index: by EOS documents are found in file order")
     if options.split is not None and (options.layout != "megatron" or not sum(options.split) > 0):
         raise UsageError("--split takes Megatron's shares, such as 969,30,1; leave it out")
-    if options.layout != "huggingface" and (options.ids_field or options.mask_field or options.labels_field):
-        raise UsageError(f"--ids-field, --mask-field and --labels-field name columns, and {options.layout} has none")
+    if options.layout not in ("huggingface", "mds") and options.ids_field:
+        raise UsageError(f"--ids-field names a column, and {options.layout} has none")
+    if options.layout != "huggingface" and (options.mask_field or options.labels_field):
+        raise UsageError(
+            f"--mask-field and --labels-field name columns, which are read of huggingface, not {options.layout}"
+        )
     if options.mask_field and options.labels_field:
         raise UsageError("--mask-field and --labels-field exclude each other; leave one out")
 
