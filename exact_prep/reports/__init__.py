@@ -17,10 +17,12 @@ from exact_prep.reports.facts import Facts, make_facts
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exact_prep.stores.paths import Home
+
 __all__ = ["Facts", "load_facts", "make_facts"]
 
 
-def load_facts(directory: Path, weights: Path | None = None, *, weights_from_elsewhere: bool = False) -> Facts:
+def load_facts(directory: Home, weights: Path | None = None, *, weights_from_elsewhere: bool = False) -> Facts:
     """The facts of the dataset in `directory`, under its own weights or those in the file `weights`.
 
     Raises DatasetError, StorageError. No shard is read.

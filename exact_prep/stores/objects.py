@@ -39,6 +39,9 @@ FIRST_READ, LARGEST_READ = 1 << 18, 8 << 20
 RETRIES, RETRY_S = 10, 180
 """Tries after the first, and seconds in which they must begin."""
 
+USERS: list[int] = []
+"""The process that has used a store: this one, or one that it was forked from."""
+
 CLIENT_DEFAULTS = {"connect_timeout": "10s", "timeout": "300s"}
 """A part of 64 MiB must get through a slow line in time."""
 
@@ -88,11 +91,25 @@ class ObjectStore:
         self.url = url.rstrip("/")
         self._scheme, self._bucket, key = split_url(url)
         self._prefix = key.strip("/") + "/" if key.strip("/") else ""
-        self._client = client
+        self._connection = client
+
+    @property
+    def _client(self) -> Any:
+        """The client; raises StorageError in a process that was forked from one that has used a store.
+
+        Both would share the sockets' event queue: this process would wait for ever, and the other one may crash.
+        """
+        if USERS and USERS[0] != os.getpid():
+            raise StorageError(
+                f"{self.url} cannot be used in a process that was forked from one that has used a store; start workers "
+                "with spawn or forkserver, as in DataLoader(..., multiprocessing_context='forkserver')"
+            )
+        USERS[:] = [os.getpid()]
+        return self._connection
 
     def child(self, name: str) -> ObjectStore:
         """See Store."""
-        return ObjectStore(f"{self.url}/{name}", self._client)
+        return ObjectStore(f"{self.url}/{name}", self._connection)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See Store."""
@@ -110,6 +127,22 @@ class ObjectStore:
                 found = [one for page in obstore.list(self._client, folder or None) for one in page]
         entries = [Entry(one["path"][len(self._prefix) :], one["size"], one["e_tag"] or "") for one in found]
         yield from sorted(entry for entry in entries if entry.name and entry.name.startswith(prefix))
+
+    def list_folder(self) -> tuple[list[str], list[str]]:
+        """Names of the folders and of the objects right here, without what lies in the folders."""
+        import obstore
+
+        with self._explained("list", ""):
+            found = obstore.list_with_delimiter(self._client, self._prefix or None)
+        folders = [name[len(self._prefix) :] for name in found["common_prefixes"]]
+        return sorted(folders), sorted(one["path"][len(self._prefix) :] for one in found["objects"])
+
+    def is_empty(self) -> bool:
+        """Whether there is no object here, by one request."""
+        import obstore
+
+        with self._explained("list", ""):
+            return not any(page for page in obstore.list(self._client, self._prefix or None, chunk_size=1))
 
     def head(self, name: str) -> Entry | None:
         """Size and ETag of an object; None if there is none of that name."""

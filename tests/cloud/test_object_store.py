@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import pickle
 import re
@@ -210,6 +211,28 @@ def test_a_store_can_be_sent_to_another_process(bucket):
     again = pickle.loads(pickle.dumps(store))
     assert again.read("a") == b"1"
     assert again.url == store.url
+
+
+def read_size(store, queue) -> None:
+    try:
+        queue.put(store.size("a"))
+    except StorageError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_forked_process_is_told_to_be_started_otherwise(bucket, method):
+    """It would wait for ever: the sockets' event queue is the parent's."""
+    store = open_store(bucket.url, bucket.options)
+    store.write("a", b"123")
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    process = context.Process(target=read_size, args=(store, queue))
+    process.start()
+    answer = queue.get()
+    process.join()
+    assert answer == 3 if method != "fork" else "multiprocessing_context='forkserver'" in answer
+    assert store.read("a") == b"123"
 
 
 def open_file(bucket, data: bytes, *, ahead: bool):
