@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from exact_prep.reader.lookup import LoadedWeights
     from exact_prep.records.measured import MeasuredExposure
     from exact_prep.records.options import MeasureOptions
+    from exact_prep.stores.paths import Home
 
     Location = str | PathLike[str]
     Progress = bool | Callable[[Event], None]
@@ -210,6 +211,7 @@ def weigh(
     out: Location | None = None,
     workers: int | None = 1,
     lock: bool = True,
+    store_options: Mapping[str, str] | None = None,
     progress: Progress = True,
 ) -> list[LoadedWeights]:
     """Write EXACT weights into a packed dataset, or several; returns the weights of each, by row length.
@@ -218,7 +220,8 @@ def weigh(
 
     The options are those of `exact-prep weigh`. A list of directories is one mixture, read at `rates`. With `out`, the
     table alone is written to that file and the datasets stay as they are; `exact_prep.open(directory, weights=out)`
-    uses it. `workers` and `progress` as in `pack`.
+    uses it. `workers`, `store_options` and `progress` as in `pack`; in a store, datasets must be packed with
+    `loss_weights="table"`.
 
     Raises WeightsError for invalid options and for an empty tail, DatasetError, StorageError, UsageError,
     WorkerError; Interrupted on Ctrl-C, after which the same call continues.
@@ -240,7 +243,7 @@ def weigh(
             normalize=normalize,
             keep_mixture=keep_mixture,
         )
-        places = list_paths(directories)
+        places = list_places(directories, store_options)
         run(
             places,
             options,
@@ -380,23 +383,27 @@ def verify(
     quick: bool = False,
     weights: Location | None = None,
     workers: int | None = 1,
+    store_options: Mapping[str, str] | None = None,
     progress: Progress = True,
 ) -> list[str]:
     """Check everything that can be checked from the bytes; returns findings, a sentence each, none if all is correct.
 
-    The options are those of `exact-prep verify`. `workers` and `progress` as in `pack`. Raises DatasetError if there is
-    no dataset at all, StorageError, WorkerError.
+    The options are those of `exact-prep verify`. `workers`, `store_options` and `progress` as in `pack`. Raises
+    DatasetError if there is no dataset at all, StorageError, WorkerError.
     """
     with showing(progress) as emit:
         from exact_prep.pipeline.verify import verify as run
 
         table = None if weights is None else Path(weights)
-        return run(list_paths(directories), quick=quick, workers=workers, weights=table, emit=emit)
+        return run(list_places(directories, store_options), quick=quick, workers=workers, weights=table, emit=emit)
 
 
-def list_paths(locations: Location | Sequence[Location]) -> list[Path]:
-    """One path or several as a list."""
-    return [Path(name) for name in ([locations] if isinstance(locations, (str, PathLike)) else locations)]
+def list_places(locations: Location | Sequence[Location], options: Mapping[str, str] | None) -> list[Home]:
+    """One directory or several, also in a store, as a list; raises UsageError."""
+    from exact_prep.stores.paths import find_place
+
+    names = [locations] if isinstance(locations, (str, PathLike)) else locations
+    return [find_place(name, options) for name in names]
 
 
 @contextmanager

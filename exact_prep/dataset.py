@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.records import canonical_json, is_sealed, parse
@@ -14,7 +14,7 @@ from exact_prep.records.manifest import Manifest
 from exact_prep.records.measured import MeasuredExposure
 from exact_prep.records.weights import WeighedDataset, WeightsFile
 from exact_prep.shards import features
-from exact_prep.stores import open_store
+from exact_prep.stores import Entry, open_store
 from exact_prep.stores.local import digest, explained, read_bytes
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from exact_prep.records.work import BatchRecord, ShardRecord
     from exact_prep.stores import Store
+    from exact_prep.stores.paths import Home
 
 MANIFEST = "manifest.json"
 EXPOSURE = "exposure.json"
@@ -46,6 +47,10 @@ CLEARING = "clearing"
 SPOOL = ".stdin"
 
 
+HomeT = TypeVar("HomeT", bound="Home")
+"""A directory, or a folder in a store; what lies in it is of the same kind."""
+
+
 def shard_name(task: int, part: int) -> str:
     """Name of a shard: by its task, and its place among the task's shards. It never changes."""
     return f"data-{task:07d}-{part:03d}.arrow"
@@ -65,13 +70,18 @@ def documents_name(task: int) -> str:
 class Dataset:
     """The records of a packed dataset. Tables are read, and checked against the manifest, when they are asked for."""
 
-    path: Path
+    path: Home
     manifest: Manifest
 
     @cached_property
     def store(self) -> Store:
-        """Its directory."""
-        return open_store(self.path)
+        """Its directory, or its folder in a bucket."""
+        return open_store(self.path) if isinstance(self.path, Path) else self.path.folder()
+
+    @cached_property
+    def shard_files(self) -> dict[str, Entry]:
+        """Its shards as they are: sizes, and ETags in a store. By one listing, when they are first asked for."""
+        return {entry.name: entry for entry in self.store.list("data-")}
 
     @property
     def described(self) -> WeighedDataset:
@@ -235,7 +245,7 @@ def check_outside_datasets(path: Path) -> None:
             raise UsageError(f"{path} lies inside the dataset {place}; choose an --out elsewhere")
 
 
-def open_dataset(directory: Path) -> Dataset:
+def open_dataset(directory: Home) -> Dataset:
     """The dataset in a directory, by its absolute path: the working directory may change. Raises DatasetError."""
     return Dataset(directory.absolute(), load_manifest(directory))
 
@@ -250,17 +260,19 @@ def open_measured(directory: Path) -> Measured:
     return Measured(directory.absolute(), record)
 
 
-def open_any(directory: Path) -> Dataset | Measured:
+def open_any(directory: Home) -> Dataset | Measured:
     """The packed dataset or the measurement in a directory; raises DatasetError, StorageError."""
-    return open_measured(directory) if is_measured(directory) else open_dataset(directory)
+    if isinstance(directory, Path) and is_measured(directory):
+        return open_measured(directory)
+    return open_dataset(directory)
 
 
-def is_measured(directory: Path) -> bool:
-    """Whether a directory holds what `measure` wrote."""
-    return (directory / EXPOSURE).is_file()
+def is_measured(directory: Home) -> bool:
+    """Whether a directory holds what `measure` wrote: on this machine, for it writes to no store."""
+    return isinstance(directory, Path) and (directory / EXPOSURE).is_file()
 
 
-def find_datasets(directory: Path) -> list[Path]:
+def find_datasets(directory: HomeT) -> list[HomeT]:
     """The datasets of a directory: itself, packed or measured, or its children named by row length.
 
     Raises DatasetError if there is none, or one that is incomplete; StorageError.
@@ -274,7 +286,7 @@ def find_datasets(directory: Path) -> list[Path]:
             raise DatasetError(f"{directory} is a file; name the directory of the dataset")
         if is_incomplete(directory):
             raise DatasetError(f"{directory} is incomplete; start the same `exact-prep pack` again, it continues")
-        children = list_children(directory)
+        children: list[Any] = list_children(directory)
         found = [
             path
             for path in children
@@ -285,22 +297,24 @@ def find_datasets(directory: Path) -> list[Path]:
     raise DatasetError(f"{directory} is not a packed dataset (it has no {MANIFEST}); make one with `exact-prep pack`")
 
 
-def is_incomplete(directory: Path) -> bool:
+def is_incomplete(directory: Home) -> bool:
     """Whether a run that fills or clears `directory` was stopped, or is still running."""
     return any((directory / WORK / name).is_file() for name in (PLAN, CLEARING))
 
 
-def list_children(directory: Path) -> list[Path]:
+def list_children(directory: HomeT) -> list[HomeT]:
     """Directories named by a row length, in its order, then those named by a split."""
-    numbers = [path for path in directory.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir()]
-    splits = [directory / split for split in SPLITS if (directory / split).is_dir()]
+    place: Any = directory
+    numbers = [path for path in place.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir()]
+    splits = [place / split for split in SPLITS if (place / split).is_dir()]
     return sorted(numbers, key=lambda path: (int(path.name), path.name)) + splits
 
 
-def list_homes(directory: Path) -> list[Path]:
+def list_homes(directory: HomeT) -> list[HomeT]:
     """Directories below `directory` that a run of `pack` may fill: each row length's before those of its splits."""
-    homes = []
-    for child in list_children(directory):
+    homes: list[Any] = []
+    children: list[Any] = list_children(directory)
+    for child in children:
         splits = [] if child.name in SPLITS else [child / split for split in SPLITS if (child / split).is_dir()]
         homes += [child, *splits]
     return homes
@@ -312,7 +326,7 @@ def find_home(out: Path, seq_lens: Sequence[int], seq_len: int, split: str | Non
     return home if split is None else home / split
 
 
-def is_split_in_two(directory: Path) -> bool:
+def is_split_in_two(directory: Home) -> bool:
     """Whether a directory holds the training rows and the validation rows of one run of `pack --validation`.
 
     Two datasets that merely have these names are none. Raises DatasetError if the validation rows were held out of
@@ -329,7 +343,7 @@ def is_split_in_two(directory: Path) -> bool:
     return True
 
 
-def explain_other_train(validation: Path, train: Path) -> str:
+def explain_other_train(validation: Home, train: Home) -> str:
     """What is wrong where training rows were replaced, and what to do."""
     return (
         f"{validation} was held out of other training rows than those in {train}, so documents may be on both sides; "
@@ -337,7 +351,7 @@ def explain_other_train(validation: Path, train: Path) -> str:
     )
 
 
-def load_manifest(directory: Path) -> Manifest:
+def load_manifest(directory: Home) -> Manifest:
     """The manifest of a dataset, checked against its seal; raises DatasetError, StorageError."""
     path = directory / MANIFEST
     if not path.is_file():
@@ -356,7 +370,7 @@ def load_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def load_weights_file(path: Path) -> WeightsFile:
+def load_weights_file(path: Home) -> WeightsFile:
     """A weights.json, checked against its seal; raises DatasetError, StorageError."""
     if not path.is_file():
         raise DatasetError(f"{path} is missing; `exact-prep weigh {path.parent}` writes it")

@@ -22,6 +22,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +40,9 @@ from exact_prep.weighing.weights import plain_runs
 from exact_prep.zero_copy import as_arrow, as_numpy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from exact_prep.stores.paths import Home
 
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -243,7 +245,7 @@ def content_parts(rows: Rows) -> Iterator[np.ndarray]:
 class Shard:
     """A shard mapped into memory; the map lives as long as any view of it."""
 
-    path: Path
+    path: Home
     memory: memoryview
     """The whole file."""
     seq_len: int
@@ -268,18 +270,24 @@ class Shard:
 
     def content_digest(self) -> str:
         """xxh3-128 of splits and values of all columns but `sources` and `loss_weights`."""
-        return digest(read_blocks(self.path, self.content))
+        return digest(self._read(self.content))
 
     def weights_digest(self) -> str | None:
         """xxh3-128 of the values of `loss_weights`; None if there is no such column."""
-        return digest(read_blocks(self.path, self.weights)) if self.has_weights else None
+        return digest(self._read(self.weights)) if self.has_weights else None
 
     def rest_digest(self) -> str:
         """xxh3-128 of every byte that the other two checksums leave out."""
         covered = sorted([*self.content, *self.weights], key=lambda part: (part.start, part.stop))
         starts = [0, *(part.stop for part in covered)]
         stops = [*(part.start for part in covered), self.memory.nbytes]
-        return digest(read_blocks(self.path, map(slice, starts, stops)))
+        return digest(self._read(map(slice, starts, stops)))
+
+    def _read(self, ranges: Iterable[slice]) -> Iterator[memoryview]:
+        """Some ranges of the file; of an object, from its copy."""
+        if isinstance(self.path, Path):
+            return read_blocks(self.path, ranges)
+        return (self.memory[part] for part in ranges)
 
     def expected_weights(self, edges: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
         """What `loss_weights` holds if it is made of runs by position (`float16_runs`), block by block.
@@ -322,7 +330,7 @@ def overwrite_weights(path: Path, edges: np.ndarray, values: np.ndarray) -> str:
     return checksum
 
 
-def open_shard(path: Path) -> Shard:
+def open_shard(path: Home) -> Shard:
     """Map a shard. Raises StorageError if the file cannot be mapped, DatasetError if it is not a complete shard."""
     memory = map_file(path)
     try:
@@ -333,7 +341,7 @@ def open_shard(path: Path) -> Shard:
         raise DatasetError(f"{path} is not a complete exact-prep shard: {error}") from error
 
 
-def _read_stream(path: Path, memory: memoryview) -> Shard:
+def _read_stream(path: Home, memory: memoryview) -> Shard:
     buffer = pa.py_buffer(memory)
     if buffer.size < 8 or bytes(memory[-8:]) != END_OF_STREAM:
         raise DatasetError(f"{path} is not a complete exact-prep shard: it does not end as an Arrow stream does")
@@ -356,7 +364,7 @@ def _read_stream(path: Path, memory: memoryview) -> Shard:
     return Shard(path, memory, seq_len, tuple(batches), tuple(places), tuple(content), "loss_weights" in names)
 
 
-def _check_schema(path: Path, found: pa.Schema) -> int:
+def _check_schema(path: Home, found: pa.Schema) -> int:
     """The row length of a shard's schema; raises DatasetError for other columns or another format version."""
     metadata = json.loads((found.metadata or {}).get(b"exact_prep", b"null"))
     version = metadata.get("format_version") if isinstance(metadata, dict) else None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from exact_prep.stores.paths import Home
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}
 """What a character after a backslash stands for, as in printf; any other stays as it is."""
@@ -49,6 +52,25 @@ def check_inputs(inputs: list[str]) -> list[str]:
     return inputs
 
 
+def check_stored(names: list[str]) -> list[str]:
+    """The names of datasets as they are; raises UsageError for an address that no store serves."""
+    from exact_prep.stores import check_local, is_object_url
+
+    for name in names:
+        if not is_object_url(name):
+            check_local(name)
+    return names
+
+
+def find_places(names: list[str], store_option: list[str] | None) -> list[Home]:
+    """The directories, and the folders in stores, of these names; raises UsageError."""
+    from exact_prep.stores import parse_options
+    from exact_prep.stores.paths import find_place
+
+    options = parse_options(store_option or ())
+    return [find_place(name, options) for name in names]
+
+
 Dataset = Annotated[
     Path,
     typer.Argument(
@@ -59,6 +81,14 @@ Datasets = Annotated[
     list[Path],
     typer.Argument(
         callback=check_paths, metavar="DIR", help="Packed datasets, or directories of several, one per row length."
+    ),
+]
+StoredDatasets = Annotated[
+    list[str],
+    typer.Argument(
+        callback=check_stored,
+        metavar="DIR",
+        help="Packed datasets, or directories of several, one per row length; also in stores (s3://, gs://, az://).",
     ),
 ]
 Workers = Annotated[

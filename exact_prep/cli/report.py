@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exact_prep.choices import FigureTheme, FigureWidth, ReportFormat
-from exact_prep.cli.arguments import Config, Datasets, FromElsewhere, WeightsTable, check_path
+from exact_prep.cli.arguments import (
+    Config,
+    FromElsewhere,
+    StoredDatasets,
+    StoreOptions,
+    WeightsTable,
+    check_path,
+    find_places,
+)
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +40,7 @@ Examples:
 
 
 def report(
-    directories: Datasets,
+    directories: StoredDatasets,
     kind: Annotated[
         ReportFormat,
         typer.Option("--format", help="`md`, `csv` and `latex`: one table of the buckets, or of the sources."),
@@ -69,6 +77,7 @@ def report(
     ] = "light",
     weights: WeightsTable = None,
     weights_from_elsewhere: FromElsewhere = False,
+    store_option: StoreOptions = None,
     config: Config = None,
 ) -> None:
     """Run `exact-prep report`; see HELP."""
@@ -82,11 +91,14 @@ def report(
     given += ["--json"] * as_json + ["--format"] * (kind != "terminal" and not as_json)
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other; write one after the other")
-    homes = [home for directory in directories for home in find_datasets(directory)]
+    homes = [home for place in find_places(directories, store_option) for home in find_datasets(place)]
     facts = [load_facts(home, weights, weights_from_elsewhere=weights_from_elsewhere) for home in homes]
     reference = check_reference(compare_to, facts)
     if html is not None:
-        write_page(homes, reference, html, weights, weights_from_elsewhere=weights_from_elsewhere)
+        local = [home for home in homes if isinstance(home, Path)]
+        if len(local) < len(homes):
+            raise UsageError("--html shows text of rows, which takes a dataset on this machine; copy it first")
+        write_page(local, reference, html, weights, weights_from_elsewhere=weights_from_elsewhere)
         return
     if figure is not None:
         write_figure(facts, figure, width, theme)

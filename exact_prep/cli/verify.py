@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from exact_prep.cli.arguments import Config, Datasets, Quiet, Verbose, WeightsTable, Workers
+from exact_prep.cli.arguments import (
+    Config,
+    Quiet,
+    StoredDatasets,
+    StoreOptions,
+    Verbose,
+    WeightsTable,
+    Workers,
+    find_places,
+)
 
 HELP = """Check everything that can be checked from the bytes; a line per finding, exit code 1 if there is one.
 
@@ -22,10 +31,11 @@ Examples:
 
 
 def verify(
-    directories: Datasets,
+    directories: StoredDatasets,
     quick: Annotated[bool, typer.Option("--quick", help="Sizes and structure alone; contents are not read.")] = False,
     weights: WeightsTable = None,
     workers: Workers = None,
+    store_option: StoreOptions = None,
     config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -36,10 +46,11 @@ def verify(
     with Display(verbose=verbose, quiet=quiet) as display:
         from exact_prep.pipeline.verify import verify as run
 
-        findings = run(directories, quick=quick, workers=workers, weights=weights, emit=display)
+        places = find_places(directories, store_option)
+        findings = run(places, quick=quick, workers=workers, weights=weights, emit=display)
     for finding in findings:
         typer.echo(finding)
     if findings:
         raise typer.Exit(1)
-    names = ", ".join(map(str, directories))
+    names = ", ".join(directories)
     typer.echo(f"{names}: {'sizes and structure are correct' if quick else 'everything is correct'}")

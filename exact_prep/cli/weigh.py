@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exact_prep.choices import MAX_WEIGHT, Normalize
-from exact_prep.cli.arguments import Config, Datasets, NoLock, Quiet, Verbose, Workers, check_path
+from exact_prep.cli.arguments import (
+    Config,
+    NoLock,
+    Quiet,
+    StoredDatasets,
+    StoreOptions,
+    Verbose,
+    Workers,
+    check_path,
+    find_places,
+)
 from exact_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +42,7 @@ Examples:
 
 
 def weigh(
-    directories: Datasets,
+    directories: StoredDatasets,
     alpha: Annotated[float, typer.Option(min=0, help="Extra supervision of the tail.")] = 0.15,
     gamma: Annotated[
         float, typer.Option(min=0, help="Exponent of the inverse bucket frequency; 0: a flat tail.")
@@ -105,6 +115,7 @@ def weigh(
     ] = None,
     workers: Workers = None,
     no_lock: NoLock = False,
+    store_option: StoreOptions = None,
     config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -130,8 +141,9 @@ def weigh(
     with display:
         from exact_prep.pipeline.weigh import weigh as run
 
+        places = find_places(directories, store_option)
         files = run(
-            directories,
+            places,
             options,
             rates=shares,
             out=out,
@@ -144,11 +156,11 @@ def weigh(
     from exact_prep.pipeline.weigh import find_followers, find_mixtures
 
     start = 0
-    for mixture in find_mixtures(directories):
+    for mixture in find_mixtures(places):
         typer.echo("\n".join(describe_weights(files[start], [out] if out else mixture)))
         start += len(mixture)
     if out is None:
-        for validation in find_followers(directories).values():
+        for validation in find_followers(places).values():
             typer.echo(f"{validation}: the weights of {validation.with_name('train')}")
 
 
@@ -160,7 +172,7 @@ def parse_rates(text: str) -> list[float]:
         raise UsageError(f"--rates {text}: numbers with commas between them, such as 0.5,0.3,0.2") from None
 
 
-def describe_weights(file: WeightsFile, places: Sequence[Path]) -> Iterator[str]:
+def describe_weights(file: WeightsFile, places: Sequence[object]) -> Iterator[str]:
     """What was written, a line each: the table, its rounding, and what it makes of a mixture."""
     from exact_prep.weighing.files import load_table, share_datasets
     from exact_prep.weighing.mixture import tail_share_after

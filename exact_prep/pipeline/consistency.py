@@ -37,11 +37,11 @@ from exact_prep.weighing.files import compute_table, exact_weights, identify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from exact_prep.records.manifest import Manifest
     from exact_prep.records.weights import WeighedDataset, WeightsFile
     from exact_prep.records.work import ShardRecord
+    from exact_prep.stores.paths import Home
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,15 @@ def check_files(dataset: Dataset, records: Records, weights: WeightsFile) -> Ite
     if any(map(bool, records.documents_xxh3)) != (manifest.options.source.id_field is not None):
         yield "the table of tasks has documents' own ids, or has not, against the manifest"
     known = {documents_name(task) for task, checksum in enumerate(records.documents_xxh3) if checksum}
-    for path in sorted((home / documents_name(0)).parent.glob("documents-*.parquet")):
-        if path.relative_to(home).as_posix() not in known:
-            yield f"{path.relative_to(home)} is not a table of this dataset"
+    tables = (home / documents_name(0)).parent
+    for name in sorted(path.name for path in tables.glob("documents-*.parquet")):
+        file = f"{documents_name(0).rpartition('/')[0]}/{name}"
+        if file not in known:
+            yield f"{file} is not a table of this dataset"
     listed = {shard.file for shard in records.shards}
-    for path in sorted(home.glob("data-*.arrow")):
-        if path.name not in listed:
-            yield f"{path.name} is not a shard of this dataset"
+    for name in sorted(path.name for path in home.glob("data-*.arrow")):
+        if name not in listed:
+            yield f"{name} is not a shard of this dataset"
     identity = [manifest.tree_hash]
     if weights.kind == "exact":
         identity.append(fingerprint(identify(weights)))
@@ -212,7 +214,7 @@ def check_weights_file(dataset: Dataset, weights: WeightsFile) -> Iterator[str]:
     yield from check_table(weights, describe(manifest))
 
 
-def check_measured(measured: Measured, weights: WeightsFile, path: Path) -> Iterator[str]:
+def check_measured(measured: Measured, weights: WeightsFile, path: Home) -> Iterator[str]:
     """Findings about the weights of a measurement."""
     if not is_named(weights, measured):
         yield f"{path} belongs to other data; run `exact-prep weigh {measured.path}`"
@@ -238,7 +240,7 @@ def check_table(weights: WeightsFile, described: WeighedDataset) -> Iterator[str
             yield f"{WEIGHTS}: its {name} does not follow from its exposure and options"
 
 
-def check_table_file(dataset: Dataset, path: Path) -> Iterator[str]:
+def check_table_file(dataset: Dataset, path: Home) -> Iterator[str]:
     """Findings about a table beside the dataset."""
     try:
         weights = load_weights_file(path)

@@ -43,6 +43,7 @@ from exact_prep.records.manifest import DocumentCounts
 from exact_prep.stages.lengths import sum_lengths
 from exact_prep.stages.verify import VerifyTask, verify_shards
 from exact_prep.stores.local import find_holder, identify_file
+from exact_prep.stores.paths import Home, StorePath
 from exact_prep.weighing.exposure import Exposure
 from exact_prep.weighing.files import compute_table, find_divisor, identify
 from exact_prep.weighing.weights import float16_runs, plain_runs
@@ -56,27 +57,30 @@ if TYPE_CHECKING:
 
 
 def verify(
-    directories: Path | Sequence[Path],
+    directories: Home | Sequence[Home],
     *,
     quick: bool = False,
     workers: int | None = 1,
-    weights: Path | None = None,
+    weights: Home | None = None,
     emit: Emit = ignore,
 ) -> list[str]:
     """Check every dataset of `directories`; returns findings, one sentence each, empty if nothing is wrong.
 
+    Shards in a store are copied to temporary files, one at a time for each worker.
     `quick` looks at sizes and structure alone; `workers` None starts as many as the work is worth. `weights` is a table
     that should fit the dataset: it is checked too. Raises DatasetError if there is no dataset at all, WorkerError.
     """
     findings = []
-    given = [directories] if isinstance(directories, Path) else directories
+    given = [directories] if isinstance(directories, (Path, StorePath)) else directories
     homes = [home for directory in given for home in find_datasets(directory)]
     for home in homes:
         if holder := find_holder(home):
             raise StorageError(f"{home} is in use by {holder}; verify it when that has ended")
         before = identify_file(home / WEIGHTS)
-        check = verify_measured if is_measured(home) else verify_dataset
-        found = check(home, quick=quick, workers=workers, weights=weights, emit=emit)
+        if isinstance(home, Path) and is_measured(home):
+            found = verify_measured(home, quick=quick, workers=workers, weights=weights, emit=emit)
+        else:
+            found = verify_dataset(home, quick=quick, workers=workers, weights=weights, emit=emit)
         if found and ((holder := find_holder(home)) or identify_file(home / WEIGHTS) != before):
             raise StorageError(
                 f"{home} was weighed while it was verified{f' by {holder}' if holder else ''}; verify it again"
@@ -88,7 +92,7 @@ def verify(
     return findings
 
 
-def check_splits(homes: Sequence[Path]) -> Iterator[str]:
+def check_splits(homes: Sequence[Home]) -> Iterator[str]:
     """Findings about validation rows beside training rows: one run of `pack` made both."""
     for home in homes:
         train = home.with_name(SPLITS[0])
@@ -100,9 +104,9 @@ def check_splits(homes: Sequence[Path]) -> Iterator[str]:
                 yield explain_other_train(home, train)
 
 
-def check_mixtures(homes: Sequence[Path]) -> Iterator[str]:
+def check_mixtures(homes: Sequence[Home]) -> Iterator[str]:
     """Findings about datasets that were weighed as one mixture: all hold the same table."""
-    held: dict[str, tuple[Path, WeightsFile]] = {}
+    held: dict[str, tuple[Home, WeightsFile]] = {}
     for home in homes:
         # What cannot be read was said already.
         with suppress(ExactPrepError):
@@ -127,7 +131,7 @@ def identify_table(file: WeightsFile) -> tuple[Any, Any]:
     return file.options, file.table
 
 
-def verify_dataset(home: Path, *, quick: bool, workers: int | None, weights: Path | None, emit: Emit) -> list[str]:
+def verify_dataset(home: Home, *, quick: bool, workers: int | None, weights: Home | None, emit: Emit) -> list[str]:
     """The findings about one dataset."""
     emit(Phase(text=f"checking the records of {home}"))
     try:
@@ -142,7 +146,7 @@ def verify_dataset(home: Path, *, quick: bool, workers: int | None, weights: Pat
     return findings + check_shards(dataset, records, file, quick=quick, workers=workers, emit=emit)
 
 
-def verify_measured(home: Path, *, quick: bool, weights: Path | None, workers: int | None, emit: Emit) -> list[str]:
+def verify_measured(home: Path, *, quick: bool, weights: Home | None, workers: int | None, emit: Emit) -> list[str]:
     """The findings about a measurement: its records, and, unless `quick`, what reading the data again gives."""
     try:
         measured = open_measured(home)
@@ -157,7 +161,7 @@ def verify_measured(home: Path, *, quick: bool, weights: Path | None, workers: i
     return findings
 
 
-def list_damage(home: Path) -> list[str]:
+def list_damage(home: Home) -> list[str]:
     """Files beside the shards that are missing or changed, where the manifest can be read."""
     try:
         dataset = open_dataset(home)
@@ -238,7 +242,7 @@ def make_tasks(dataset: Dataset, records: Records, weights: WeightsFile, *, quic
     return tasks
 
 
-def find_own_ids(dataset: Dataset, records: Records, task: int) -> Path | None:
+def find_own_ids(dataset: Dataset, records: Records, task: int) -> Home | None:
     """The table of documents' own ids of a task, if it has one."""
     known = task < len(records.documents_xxh3) and records.documents_xxh3[task]
     return dataset.path / documents_name(task) if known else None

@@ -4,8 +4,8 @@
     weights.json says `complete`
 
 Killed anywhere, the dataset still loads, `verify` calls it half-weighed, and the next `weigh` finishes it. A dataset
-without a column of weights (`--loss-weights table`) gets a new weights.json and nothing else. All datasets of a call
-are checked before the first is touched.
+without a column of weights (`--loss-weights table`) gets a new weights.json and nothing else; in a store it must be
+one. All datasets of a call are checked before the first is touched.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from exact_prep.dataset import (
     open_dataset,
     table_name,
 )
-from exact_prep.errors import DatasetError, UsageError, WeightsError
+from exact_prep.errors import DatasetError, StorageError, UsageError, WeightsError
 from exact_prep.pipeline.events import Finished, Note, Phase, ignore
 from exact_prep.pipeline.runs import TaskRun, hold, interruptible
 from exact_prep.records import encode, fingerprint, is_sealed, parse, seal
@@ -41,6 +41,7 @@ from exact_prep.records.tables import encode_weights
 from exact_prep.records.weights import WeightsFile
 from exact_prep.stages.weigh import WeighedShard, WeighTask, recount_shard, weigh_shard
 from exact_prep.stores.local import digest, explained, load, make_directory, read_bytes, remove, save, write_atomically
+from exact_prep.stores.paths import Home, StorePath
 from exact_prep.weighing.exposure import Exposure
 from exact_prep.weighing.files import exact_weights, find_divisor, weight_runs
 from exact_prep.weighing.mixture import Part, find_rates, keep_shares, mix
@@ -65,6 +66,8 @@ class Job:
     table: WeightTable
     file: WeightsFile
     """weights.json while the job is incomplete."""
+    versions: dict[str, str | None]
+    """Of datasets in stores, by their tree hash: the version of weights.json that the new one takes the place of."""
 
     @property
     def identity(self) -> str:
@@ -78,7 +81,7 @@ class Job:
 
 
 def weigh(
-    directories: Path | Sequence[Path],
+    directories: Home | Sequence[Home],
     options: WeightOptions,
     *,
     rates: Sequence[float] | None = None,
@@ -98,7 +101,7 @@ def weigh(
     `tail_from` that is not a bucket edge, and for an empty tail unless `allow_empty_tail`), DatasetError, StorageError,
     UsageError, WorkerError; Interrupted, after which the same call continues.
     """
-    given = [directories] if isinstance(directories, Path) else list(directories)
+    given = [directories] if isinstance(directories, (Path, StorePath)) else list(directories)
     mixtures = find_mixtures(given)
     check_rates(given, rates)
     if out is not None:
@@ -133,7 +136,7 @@ def weigh(
     return written
 
 
-def find_mixtures(directories: Sequence[Path]) -> list[list[Path]]:
+def find_mixtures(directories: Sequence[Home]) -> list[list[Home]]:
     """The datasets that share a table: those of one row length, one of each directory; in the order of row lengths.
 
     Raises UsageError if the directories do not hold the same row lengths, or one of them comes twice; DatasetError.
@@ -151,7 +154,7 @@ def find_mixtures(directories: Sequence[Path]) -> list[list[Path]]:
     return [list(mixture) for mixture in zip(*found, strict=True)]
 
 
-def leave_out_followers(homes: Sequence[Path]) -> list[Path]:
+def leave_out_followers(homes: Sequence[Home]) -> list[Home]:
     """Datasets without the validation rows that come with their training rows."""
     kept = set(homes)
     return [
@@ -161,7 +164,7 @@ def leave_out_followers(homes: Sequence[Path]) -> list[Path]:
     ]
 
 
-def find_followers(directories: Sequence[Path]) -> dict[Path, Path]:
+def find_followers(directories: Sequence[Home]) -> dict[Home, Home]:
     """The validation rows that were found with training rows, by the absolute path of these."""
     found = {}
     for directory in directories:
@@ -176,10 +179,19 @@ def apply_job(job: Job, train: Dataset, validation: Dataset) -> Job:
     divisor = find_divisor(job.file, train.manifest.tree_hash)
     weighed = validation.described.model_copy(update={"divisor": divisor})
     file = job.file.model_copy(update={"datasets": (weighed,), "applied_from": train.manifest.tree_hash})
-    return Job(datasets=(validation,), table=job.table, file=file)
+    return Job(datasets=(validation,), table=job.table, file=file, versions=find_versions([validation]))
 
 
-def check_rates(directories: Sequence[Path], rates: Sequence[float] | None) -> None:
+def find_versions(datasets: Sequence[Dataset | Measured]) -> dict[str, str | None]:
+    """The versions of weights.json of datasets in stores, by their tree hashes."""
+    return {
+        dataset.manifest.tree_hash: dataset.store.version(WEIGHTS)
+        for dataset in datasets
+        if isinstance(dataset, Dataset) and not isinstance(dataset.path, Path)
+    }
+
+
+def check_rates(directories: Sequence[Home], rates: Sequence[float] | None) -> None:
     """Raise UsageError unless there is a rate above 0 for each directory of a mixture."""
     if rates is None:
         return
@@ -193,22 +205,22 @@ def check_rates(directories: Sequence[Path], rates: Sequence[float] | None) -> N
 
 
 @contextmanager
-def hold_all(places: Sequence[Path], *, lock: bool) -> Iterator[None]:
-    """Hold every directory."""
+def hold_all(places: Sequence[Home], *, lock: bool) -> Iterator[None]:
+    """Hold every directory; in a store nothing is held, see `weigh_in_store`."""
     with ExitStack() as held:
-        for place in dict.fromkeys(places):
+        for place in dict.fromkeys(place for place in places if isinstance(place, Path)):
             held.enter_context(hold(place, place / WORK, place / TABLES, lock=lock))
         yield
 
 
-def explain_stop(home: Path) -> str:
+def explain_stop(home: Home) -> str:
     """What a stopped `weigh` left."""
     state = f"{home} is half-weighed until" if (home / WORK).exists() else f"nothing was written to {home};"
     return f"stopped; {state} the same command, started again, finishes it"
 
 
 def plan_job(
-    homes: Sequence[Path], options: WeightOptions, rates: Sequence[float] | None, allow_empty_tail: bool
+    homes: Sequence[Home], options: WeightOptions, rates: Sequence[float] | None, allow_empty_tail: bool
 ) -> Job:
     """What will be done for the datasets of one table; raises WeightsError, DatasetError, StorageError, UsageError."""
     datasets = tuple(open_any(home) for home in homes)
@@ -232,7 +244,7 @@ def plan_job(
     for divisor in divisors:
         float16_runs(table, seq_len, divisor=divisor)  # raises for a weight beyond float16
     file = exact_weights(table, weighed, seq_len, state="incomplete")
-    return Job(datasets=datasets, table=table, file=file)
+    return Job(datasets=datasets, table=table, file=file, versions=find_versions(datasets))
 
 
 def check_alike(datasets: Sequence[Dataset | Measured]) -> None:
@@ -275,7 +287,7 @@ def explain_empty_tail(datasets: Sequence[Dataset | Measured], table: WeightTabl
 
 
 def write_table(
-    mixtures: Sequence[Sequence[Path]],
+    mixtures: Sequence[Sequence[Home]],
     options: WeightOptions,
     rates: Sequence[float] | None,
     out: Path,
@@ -333,6 +345,8 @@ def weigh_dataset(dataset: Dataset | Measured, job: Job, workers: int | None, em
         return complete
     home, manifest, shards = dataset.path, dataset.manifest, dataset.shards
     names = [shard.file for shard in shards]
+    if not isinstance(home, Path):
+        return weigh_in_store(dataset, job)
     if manifest.loss_weights == "table":
         # Incomplete until state.json follows: killed in between, the dataset is half-weighed like any other.
         save(seal(job.file), home / WEIGHTS)
@@ -359,12 +373,26 @@ def weigh_dataset(dataset: Dataset | Measured, job: Job, workers: int | None, em
     }
     for index, checksum in run.each(weigh_shard, tasks, name=lambda task: task.name, workers=workers):
         done[names[index]] = checksum
-    return finish(dataset, job, {name: done[name] for name in names})
+    return finish(home, dataset, job, {name: done[name] for name in names})
 
 
-def finish(dataset: Dataset, job: Job, checksums: dict[str, str]) -> WeightsFile:
+def weigh_in_store(dataset: Dataset, job: Job) -> WeightsFile:
+    """Weigh a dataset in a store: one conditional write, so that a reader sees the old weights or the new ones.
+
+    state.json follows, by which Hugging Face tells one state from another. Raises StorageError if somebody else weighed
+    the dataset meanwhile.
+    """
+    complete = seal(job.file.model_copy(update={"state": "complete"}))
+    if not dataset.store.replace(WEIGHTS, encode(complete), job.versions[dataset.manifest.tree_hash]):
+        raise StorageError(f"{dataset.path} was weighed by another run meanwhile; nothing was written, run it again")
+    names = [shard.file for shard in dataset.shards]
+    dataset.store.write(STATE, make_state(names, dataset.manifest.tree_hash, job.identity))
+    return complete
+
+
+def finish(home: Path, dataset: Dataset, job: Job, checksums: dict[str, str]) -> WeightsFile:
     """Record that all shards are weighed."""
-    home, manifest = dataset.path, dataset.manifest
+    manifest = dataset.manifest
     table = encode_weights(checksums)
     dataset.store.write(table_name("weights"), table)
     complete = seal(job.file.model_copy(update={"state": "complete", "weights_xxh3": digest([table])}))
@@ -396,8 +424,23 @@ def check_shards(dataset: Dataset | Measured) -> None:
     as the blobs of a Hugging Face cache, which several snapshots share.
     """
     column = dataset.has_column
+    home = dataset.path
+    if isinstance(dataset, Dataset) and not isinstance(home, Path):
+        if column:
+            raise UsageError(
+                f"{home} holds its weights in a column of the shards, and shards in a store are not rewritten;\npack "
+                "with --loss-weights table, or weigh a copy on this machine; `weigh --out FILE.json` writes the table"
+            )
+        for shard in dataset.shards:
+            found = dataset.shard_files.get(shard.file)
+            if found is None or found.bytes != shard.bytes:
+                raise DatasetError(
+                    f"{home / shard.file}: {'it is missing' if found is None else f'{found.bytes:,} bytes'}, the table "
+                    f"of shards says {shard.bytes:,} bytes; copy the dataset again"
+                )
+        return
     for shard in dataset.shards:
-        path = dataset.path / shard.file
+        path = home / shard.file
         with explained("read", path):
             status = path.stat()
         size = status.st_size
@@ -423,7 +466,7 @@ def recount_exposure(job: Job, workers: int | None, emit: Emit) -> None:
             raise UsageError(f"--recount counts from shards, and {dataset.path} is measured; use `exact-prep verify`")
         home, shards = dataset.path, dataset.shards
         run = TaskRun(f"recount {home}", [shard.bytes for shard in shards], emit=emit)
-        paths = {index: home / shard.file for index, shard in enumerate(shards)}
+        paths: dict[int, Home] = {index: home / shard.file for index, shard in enumerate(shards)}
         counted = Exposure()
         for _, record in run.each(recount_shard, paths, name=str, workers=workers):
             counted += Exposure.from_record(record)

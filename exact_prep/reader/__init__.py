@@ -1,6 +1,7 @@
 """A packed dataset for whoever trains on it: NumPy only, no framework.
 
 rows.py      rows of a dataset: `exact_prep.open(DIR)`
+ranges.py    rows of a dataset in a store, fetched by ranges
 mixture.py   rows of several datasets at the rates of their table: `exact_prep.open([DIR, DIR])`
 resample.py  rows drawn so that the tail has a given share
 lookup.py    weights.json as a lookup table: `exact_prep.load_weights`

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.dataset import WEIGHTS, is_named, load_weights_file, open_any
+from exact_prep.dataset import MANIFEST, WEIGHTS, is_named, load_weights_file, open_any
 from exact_prep.errors import DatasetError, WeightsError
 from exact_prep.reader.columns import position_ids
+from exact_prep.stores.paths import find_place
 from exact_prep.weighing.exposure import Exposure
 from exact_prep.weighing.files import find_divisor, load_table, weight_runs
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from exact_prep.dataset import Dataset, Measured
     from exact_prep.records.weights import WeightsFile
+    from exact_prep.stores.paths import StorePath
     from exact_prep.weighing.weights import WeightTable
 
 
@@ -161,15 +162,15 @@ class MeasuredWeights:
         return Exposure.from_record(self.files.record.exposure)
 
 
-def load_weights(path: str | PathLike[str]) -> LoadedWeights:
+def load_weights(path: str | PathLike[str] | StorePath) -> LoadedWeights:
     """The weights in `path`: a weights.json, a table that `weigh --out` wrote, or the directory of a dataset.
 
     Raises DatasetError if there is none, if they are plain (the dataset is not weighed), or if `weigh` has not
     finished.
     """
-    path = Path(path)
+    path = find_place(path)
     own = ""
-    if path.is_dir():
+    if (path / MANIFEST).is_file() or path.is_dir():
         dataset = open_any(path)
         file, weights, own = path / WEIGHTS, dataset.weights(), dataset.described.id
     elif path.is_file():

@@ -22,7 +22,6 @@ from exact_prep.weighing.weights import resolve_options, weight_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from exact_prep.batches import Rows
     from exact_prep.reader.rows import PackedDataset
@@ -72,7 +71,7 @@ def draw_rows(dataset: PackedDataset, *, tail_share: float, seed: int, rows: int
 
 
 def choose_rows(
-    counts: RowCounts, name: Path | str, tail_share: float, *, seed: int, rows: int
+    counts: RowCounts, name: object, tail_share: float, *, seed: int, rows: int
 ) -> tuple[np.ndarray, Drawing]:
     """The same from the counts of the rows; `name` says in errors whose they are."""
     means = counts.gains / np.maximum(counts.targets, 1)

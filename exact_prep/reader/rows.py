@@ -11,6 +11,7 @@ to `open`, and for plain weights.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index as as_index
@@ -35,15 +36,17 @@ from exact_prep.reader.lookup import LoadedWeights, load_table_for, load_weights
 from exact_prep.shards import Shard, fill_weights, open_shard
 from exact_prep.shuffle import permutation
 from exact_prep.stores.local import identify_file
+from exact_prep.stores.paths import Home, find_place
 from exact_prep.weighing.exposure import Exposure
 from exact_prep.weighing.weights import plain_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from exact_prep.batches import Rows
     from exact_prep.choices import Align, Split
     from exact_prep.reader.mixture import MixedDataset
+    from exact_prep.reader.ranges import RangeReader
     from exact_prep.reader.resample import Drawing
     from exact_prep.records.manifest import Manifest
 
@@ -100,7 +103,8 @@ class PackedDataset:
     """Rows of a packed dataset, in some order. Open it with `exact_prep.open`.
 
     `len`, indexing and iteration give rows; slices, `shuffle` and `shard` give a dataset over the same files. It can
-    be pickled and forked: each process maps the files it reads. Threads may share it.
+    be pickled and forked: each process maps the files it reads. Threads may share it. From a store, workers are not
+    forked but started with spawn or forkserver.
     """
 
     def __init__(
@@ -128,13 +132,15 @@ class PackedDataset:
         """What `resample` did, if these are rows that it drew."""
         self._document_ids: dict[int, dict[int, str]] = {}
         """Documents' own ids of the task that was last looked at."""
+        self._ranges: dict[int, RangeReader] = {}
+        """Of a dataset in a store: what reads it in the process of that number."""
         self._weights_file = str(files.path / WEIGHTS)
-        self._weights_seen: tuple[int, int, int] | None = None
+        self._weights_seen: tuple[int, int, int] | str | None = None
         """The weights.json that was last found to be the loaded one, by `identify_file`."""
 
     @property
-    def path(self) -> Path:
-        """Its directory."""
+    def path(self) -> Home:
+        """Its directory, or its folder in a store."""
         return self.files.path
 
     @property
@@ -261,20 +267,14 @@ class PackedDataset:
 
     def _reordered(self, order: Sequence[int] | np.ndarray) -> PackedDataset:
         dataset = PackedDataset(self.files, self.loaded_weights, order, stored=self.has_stored_weights)
-        dataset._mapped = self._mapped
+        dataset._mapped, dataset._ranges = self._mapped, self._ranges
         return dataset
 
     def _row(self, number: int) -> Row:
-        if self.has_stored_weights and identify_file(self._weights_file) != self._weights_seen:
-            self._check_weights()
-        shard_number = int(np.searchsorted(self._first_rows, number, side="right")) - 1
-        shard, first_rows = self._shard(shard_number)
-        inside = number - int(self._first_rows[shard_number])
-        batch = int(np.searchsorted(first_rows, inside, side="right")) - 1
-        at = inside - int(first_rows[batch])
-        rows = self.with_weights(shard.batches[batch].slice(at, at + 1))
+        rows = self._mapped_row(number) if isinstance(self.path, Path) else self._fetched_row(number)
         if rows.loss_weights is None:
-            raise DatasetError(f"{shard.path} holds no weights; run `exact-prep verify {self.path}`")
+            shard = self.files.shards[int(np.searchsorted(self._first_rows, number, side="right")) - 1]
+            raise DatasetError(f"{self.path / shard.file} holds no weights; run `exact-prep verify {self.path}`")
         return Row(
             input_ids=rows.input_ids[0],
             seq_lengths=rows.seq_lengths,
@@ -283,6 +283,27 @@ class PackedDataset:
             sources=rows.sources,
             loss_weights=rows.loss_weights[0],
         )
+
+    def _fetched_row(self, number: int) -> Rows:
+        """A row of a dataset in a store: no shard there is weighed in place, the weights are those that were loaded."""
+        reader = self._ranges.get(os.getpid())
+        if reader is None:
+            from exact_prep.reader.ranges import RangeReader
+
+            etags = {name: entry.etag for name, entry in self.files.shard_files.items()}
+            reader = self._ranges[os.getpid()] = RangeReader(self.files, etags=etags, weights=self.has_stored_weights)
+        return self.with_weights(reader.read(number))
+
+    def _mapped_row(self, number: int) -> Rows:
+        """A row of a dataset in a directory."""
+        if self.has_stored_weights and identify_file(self._weights_file) != self._weights_seen:
+            self._check_weights()
+        shard_number = int(np.searchsorted(self._first_rows, number, side="right")) - 1
+        shard, first_rows = self._shard(shard_number)
+        inside = number - int(self._first_rows[shard_number])
+        batch = int(np.searchsorted(first_rows, inside, side="right")) - 1
+        at = inside - int(first_rows[batch])
+        return self.with_weights(shard.batches[batch].slice(at, at + 1))
 
     def _check_weights(self) -> None:
         """Raise DatasetError if weights.json is no longer the one that was loaded: the shards follow it."""
@@ -312,7 +333,7 @@ class PackedDataset:
         return shard, first_rows
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_mapped": {}}
+        return {**self.__dict__, "_mapped": {}, "_ranges": {}}
 
 
 @overload
@@ -323,6 +344,7 @@ def open(  # noqa: A001
     weights: str | PathLike[str] | None = None,
     plain: bool = False,
     weights_from_elsewhere: bool = False,
+    store_options: Mapping[str, str] | None = None,
 ) -> PackedDataset: ...
 @overload
 def open(  # noqa: A001
@@ -334,6 +356,7 @@ def open(  # noqa: A001
     weights_from_elsewhere: bool = False,
     seed: int = 0,
     rows: int | None = None,
+    store_options: Mapping[str, str] | None = None,
 ) -> MixedDataset: ...
 def open(  # noqa: A001
     path: str | PathLike[str] | Sequence[str | PathLike[str]],
@@ -344,8 +367,12 @@ def open(  # noqa: A001
     weights_from_elsewhere: bool = False,
     seed: int = 0,
     rows: int | None = None,
+    store_options: Mapping[str, str] | None = None,
 ) -> PackedDataset | MixedDataset:
     """The packed dataset in the directory `path`, its weights included; or a mixture of those in a list of directories.
+
+    `path` may be an address in a store, such as `s3://bucket/folder`, reached by `store_options`: rows then come by
+    ranges, many at once where they are read in order, and nothing is copied to the disk.
 
     A directory that was packed with --validation holds two: `split` names the one to open, "train" if it does not.
 
@@ -368,7 +395,11 @@ def open(  # noqa: A001
             raise UsageError("open([]): name at least one dataset")
         parts = [
             open_one(
-                Path(one), split=split, weights=weights, plain=plain, weights_from_elsewhere=weights_from_elsewhere
+                find_place(one, store_options),
+                split=split,
+                weights=weights,
+                plain=plain,
+                weights_from_elsewhere=weights_from_elsewhere,
             )
             for one in path
         ]
@@ -376,12 +407,16 @@ def open(  # noqa: A001
     if seed or rows is not None:
         raise UsageError("seed= and rows= are for a list of datasets; one dataset has shuffle(seed) and select(rows)")
     return open_one(
-        Path(path), split=split, weights=weights, plain=plain, weights_from_elsewhere=weights_from_elsewhere
+        find_place(path, store_options),
+        split=split,
+        weights=weights,
+        plain=plain,
+        weights_from_elsewhere=weights_from_elsewhere,
     )
 
 
 def open_one(
-    path: Path,
+    path: Home,
     *,
     split: Split | None = None,
     weights: str | PathLike[str] | None,
@@ -405,11 +440,12 @@ def open_one(
             f"run `exact-prep verify {path}`"
         )
     for record in files.shards:
-        shard = path / record.file
-        size = shard.stat().st_size if shard.is_file() else None
+        size = measure_shard(files, record.file)
         if size != record.bytes:
             found = "is missing" if size is None else f"has {size} bytes, not {record.bytes}"
-            raise DatasetError(f"{shard} {found}; copy the dataset again, or see `exact-prep verify {path}`")
+            raise DatasetError(
+                f"{path / record.file} {found}; copy the dataset again, or see `exact-prep verify {path}`"
+            )
     rows = range(files.manifest.rows)
     if plain:
         return PackedDataset(files, None, rows, stored=False)
@@ -417,3 +453,11 @@ def open_one(
         loaded = load_table_for(weights, files, elsewhere=weights_from_elsewhere)
         return PackedDataset(files, loaded, rows, stored=False)
     return PackedDataset(files, load_weights(path), rows, stored=files.manifest.loss_weights == "column")
+
+
+def measure_shard(files: Dataset, name: str) -> int | None:
+    """Bytes of a shard; None if it is missing."""
+    if isinstance(files.path, Path):
+        shard = files.path / name
+        return shard.stat().st_size if shard.is_file() else None
+    return files.shard_files[name].bytes if name in files.shard_files else None

@@ -17,15 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exact_prep.choices import MAX_COUNT, MAX_SEQ_LEN
 from exact_prep.errors import DatasetError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MAJOR, MINOR = 2, 0
 FORMAT_VERSION = f"{MAJOR}.{MINOR}"
@@ -61,7 +58,7 @@ class Record(BaseModel):
 RecordT = TypeVar("RecordT", bound=Record)
 
 
-def parse(record: type[RecordT], data: bytes, path: Path | str) -> RecordT:
+def parse(record: type[RecordT], data: bytes, path: object) -> RecordT:
     """The record in `data`; raises DatasetError that names `path` and every bad field, or another format version."""
     match = VERSION.search(data, 0, 4096)
     found = match[match.lastindex or 1].decode(errors="replace") if match else ""

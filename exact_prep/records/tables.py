@@ -26,7 +26,6 @@ from exact_prep.zero_copy import as_arrow, as_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from exact_prep.records.manifest import DocumentCounts
 
@@ -114,7 +113,7 @@ def encode_column(values: Any, dtype: pa.DataType) -> pa.Array:
     return as_arrow(np.asarray(values, np.int64))
 
 
-def decode_table(schema: Mapping[str, pa.DataType], data: bytes, path: Path | str) -> pa.Table:
+def decode_table(schema: Mapping[str, pa.DataType], data: bytes, path: object) -> pa.Table:
     """The columns of `schema` in a Parquet file; raises DatasetError. Columns that it does not name are ignored."""
     with readable(path):
         # Not by `read_table`, which imports pyarrow.dataset (1 s).
@@ -126,7 +125,7 @@ def decode_table(schema: Mapping[str, pa.DataType], data: bytes, path: Path | st
 
 
 @contextmanager
-def readable(path: Path | str) -> Iterator[None]:
+def readable(path: object) -> Iterator[None]:
     """Turn what damaged or foreign tables raise into a DatasetError that names `path`."""
     try:
         yield
@@ -169,7 +168,7 @@ def encode_inputs(files: Sequence[InputFile], *, planned: bool = False) -> bytes
     return encode_table(PLANNED_INPUTS if planned else SCHEMAS["inputs"], columns)
 
 
-def decode_inputs(data: bytes, path: Path | str, *, planned: bool = False) -> tuple[InputFile, ...]:
+def decode_inputs(data: bytes, path: object, *, planned: bool = False) -> tuple[InputFile, ...]:
     """The inputs in a table; raises DatasetError."""
     table = decode_table(PLANNED_INPUTS if planned else SCHEMAS["inputs"], data, path)
     with readable(path):
@@ -197,7 +196,7 @@ def encode_plan_tasks(tasks: Iterable[Sequence[Slice]]) -> bytes:
     return encode_table(PLANNED_TASKS, split_slices(tasks))
 
 
-def decode_plan_tasks(data: bytes, path: Path | str) -> tuple[tuple[Slice, ...], ...]:
+def decode_plan_tasks(data: bytes, path: object) -> tuple[tuple[Slice, ...], ...]:
     """The tasks of a run that is incomplete; raises DatasetError."""
     table = decode_table(PLANNED_TASKS, data, path)
     with readable(path):
@@ -251,14 +250,14 @@ def encode_batches(shards: Sequence[ShardRecord]) -> bytes:
     return encode_table(SCHEMAS["batches"], places)
 
 
-def decode_shards(data: bytes, path: Path | str) -> tuple[ShardRecord, ...]:
+def decode_shards(data: bytes, path: object) -> tuple[ShardRecord, ...]:
     """The shards in a table, without their record batches, which are many; raises DatasetError."""
     table = decode_table(SCHEMAS["shards"], data, path)
     with readable(path):
         return tuple(ShardRecord(**row, weights_xxh3=None, batches=()) for row in table.to_pylist())
 
 
-def decode_batches(data: bytes, shards: int, path: Path | str) -> list[tuple[BatchRecord, ...]]:
+def decode_batches(data: bytes, shards: int, path: object) -> list[tuple[BatchRecord, ...]]:
     """The record batches of each of `shards` shards; raises DatasetError."""
     places: list[list[BatchRecord]] = [[] for _ in range(shards)]
     table = decode_table(SCHEMAS["batches"], data, path)
@@ -271,7 +270,7 @@ def decode_batches(data: bytes, shards: int, path: Path | str) -> list[tuple[Bat
     return [tuple(own) for own in places]
 
 
-def decode_documents(data: bytes, path: Path | str) -> dict[int, str]:
+def decode_documents(data: bytes, path: object) -> dict[int, str]:
     """The own ids of a task's documents, by `doc_id`, in its order; raises DatasetError."""
     table = decode_table(DOCUMENTS, data, path)
     with readable(path):
@@ -286,7 +285,7 @@ def encode_weights(checksums: Mapping[str, str]) -> bytes:
     return encode_table(SCHEMAS["weights"], {"file": list(checksums), "weights_xxh3": list(checksums.values())})
 
 
-def decode_weights(data: bytes, path: Path | str) -> dict[str, str]:
+def decode_weights(data: bytes, path: object) -> dict[str, str]:
     """Checksums of `loss_weights`, by shard; raises DatasetError."""
     table = decode_table(SCHEMAS["weights"], data, path)
     with readable(path):

@@ -17,11 +17,13 @@ from exact_prep.reports.facts import Facts, MeasuredFacts, make_facts, make_meas
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from exact_prep.stores.paths import Home
+
 __all__ = ["Facts", "MeasuredFacts", "load_facts", "make_facts", "make_measured_facts"]
 
 
 def load_facts(
-    directory: Path, weights: Path | None = None, *, weights_from_elsewhere: bool = False
+    directory: Home, weights: Path | None = None, *, weights_from_elsewhere: bool = False
 ) -> Facts | MeasuredFacts:
     """The facts of the dataset in `directory`, packed or measured, under its own weights or those in `weights`.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,6 +164,8 @@ class RowReader:
         if not record.sha256:
             return None
         path = self.dataset.path / TOKENIZER / "tokenizer.json"
+        if not isinstance(path, Path):
+            raise UsageError(f"{self.dataset.path}: text is shown of datasets on this machine alone; copy it first")
         if not path.is_file():
             raise DatasetError(f"{path} is missing; restore it, or pack again")
         return Decoder(path, record.sha256)

@@ -334,9 +334,9 @@ def split_suffix(name: str) -> tuple[str, str | None]:
     return (os.path.splitext(stem)[1] if codec else suffix), codec  # noqa: PTH122
 
 
-def open_raw(path: Place, *, ahead: bool = True) -> Any:
-    """The file at `path`, unbuffered; raises OSError. `ahead` as in `ObjectPath.open`, for objects."""
-    return io.FileIO(path) if isinstance(path, Path) else path.open(ahead=ahead)
+def open_raw(path: Place, *, ahead: bool = True, stop: int | None = None) -> Any:
+    """The file at `path`, unbuffered; raises OSError. `ahead` and `stop` as in `ObjectPath.open`, for objects."""
+    return io.FileIO(path) if isinstance(path, Path) else path.open(ahead=ahead, stop=stop)
 
 
 def find_codec(file: InputFile, path: Place) -> str | None:
@@ -365,12 +365,13 @@ def check_content(file: InputFile, head: bytes) -> None:
 
 
 @contextmanager
-def opened(file: InputFile, path: Place) -> Iterator[Any]:
+def opened(file: InputFile, path: Place, stop: int | None = None) -> Iterator[Any]:
     """The raw file at `path`; raises StorageError, or SourceError if it is no longer what was planned.
 
-    That is checked before and after it is read: a file that changes in between may be read half old, half new.
+    That is checked before and after it is read: a file that changes in between may be read half old, half new. Little
+    will be read from byte `stop` on.
     """
-    with explained("read", path), open_raw(path) as raw:
+    with explained("read", path), open_raw(path, stop=stop) as raw:
         check_unchanged(file, path)
         yield raw
         check_unchanged(file, path)
@@ -414,9 +415,9 @@ class Span:
 
 
 @contextmanager
-def decompressed(file: InputFile, path: Place, start: int = 0) -> Iterator[Stream]:
-    """The bytes of `file` from `start`, which must be 0 if it is compressed."""
-    with opened(file, path) as raw:
+def decompressed(file: InputFile, path: Place, start: int = 0, stop: int | None = None) -> Iterator[Stream]:
+    """The bytes of `file` from `start`, which must be 0 if it is compressed; few are read from `stop` on."""
+    with opened(file, path, stop) as raw:
         codec = None if start else tell_codec(file, raw.read(HEAD))
         raw.seek(start)
         yield PlainStream(raw, start) if codec is None else CompressedStream(raw, codec)
@@ -446,7 +447,7 @@ def line_blocks(file: InputFile, path: Place, start: int, stop: int, *, size: in
     """
     seen = start
     position = max(start - 1, 0)
-    with decompressed(file, path, position) as stream:
+    with decompressed(file, path, position, stop) as stream:
         skipping = start > 0
         finished = False
         while not finished and (data := stream.read(size)):

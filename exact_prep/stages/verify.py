@@ -20,18 +20,18 @@ from exact_prep.weighing.exposure import Exposure, measure_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from exact_prep.batches import Rows
     from exact_prep.engines import Meter
     from exact_prep.records.work import ShardRecord
+    from exact_prep.stores.paths import Home
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyTask:
     """What a worker needs to know."""
 
-    directory: Path
+    directory: Home
     seq_len: int
     pad_id: int
     vocab_size: int
@@ -44,7 +44,7 @@ class VerifyTask:
     """Records that the task read: document ids lie below."""
     documents: int
     """Documents that the task packed."""
-    own_ids: Path | None
+    own_ids: Home | None
     """The table of documents' own ids, if there is one."""
     own_ids_xxh3: str
     padding_rows: int

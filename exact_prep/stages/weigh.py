@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from exact_prep.engines import Meter
     from exact_prep.records.manifest import ExposureRecord
+    from exact_prep.stores.paths import Home
 
 
 class WeighedShard(Record):
@@ -60,7 +61,7 @@ def weigh_shard(task: WeighTask, meter: Meter) -> str:
     return checksum
 
 
-def recount_shard(path: Path, meter: Meter) -> ExposureRecord:
+def recount_shard(path: Home, meter: Meter) -> ExposureRecord:
     """The exposure of one shard, from its segments; raises StorageError, DatasetError."""
     shard = open_shard(path)
     exposure = Exposure()

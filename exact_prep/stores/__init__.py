@@ -2,6 +2,7 @@
 
     Store         read and write whole files, ranges of them, and files made elsewhere
     local.py      a directory of this machine; also locks, memory maps and durable writes, which only directories have
+    paths.py      names in a bucket, read like paths
     objects.py    a bucket of Amazon S3 and what speaks its language, Google Cloud Storage, or Azure, by obstore
 
 `open_store(url)` gives the store for what the user named.

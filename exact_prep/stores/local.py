@@ -14,8 +14,10 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import xxhash
 
@@ -25,14 +27,17 @@ from exact_prep.stores import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from exact_prep.records import Record
+    from exact_prep.stores.paths import Home
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is being written."""
 
 BLOCK_BYTES = 1 << 20
+
+COPY_BYTES = 32 << 20
+"""Bytes of an object that are asked for at once where all of it is copied."""
 
 LEFTOVER = re.compile(r".+\.[A-Za-z0-9-]*\.[0-9]+\.[0-9a-f]{8}\.tmp")
 """Temporary names as `temporary_path` makes them; other people's files are not touched."""
@@ -133,18 +138,33 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Home) -> bytes:
     """The bytes of `path`; raises StorageError."""
     with explained("read", path):
         return path.read_bytes()
 
 
-def map_file(path: Path) -> memoryview:
-    """The bytes of `path` as a read-only memory map; it is closed with the last view of it. Raises StorageError."""
-    with explained("map", path), path.open("rb") as file:
+def map_file(path: Home) -> memoryview:
+    """The bytes of `path` as a read-only memory map; it is closed with the last view of it. Raises StorageError.
+
+    Of an object a local copy is mapped, that has no name and goes with the map.
+    """
+    with explained("map", path), open_copy(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def open_copy(path: Home) -> IO[bytes]:
+    """The file at `path`, for reading; of an object, a copy in the directory for temporary files."""
+    if isinstance(path, Path):
+        return path.open("rb")
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - for who asked
+    size = path.stat().st_size
+    for start in range(0, size, COPY_BYTES):
+        file.write(path.root.read_range(path.key, start, min(start + COPY_BYTES, size)))
+    file.flush()
+    return file
 
 
 def read_blocks(path: Path, ranges: Iterable[slice]) -> Iterator[memoryview]:
@@ -170,15 +190,22 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
     return hasher.hexdigest()
 
 
-def digest_file(path: Path) -> str:
+def digest_file(path: Home) -> str:
     """xxh3-128 of a whole file; raises StorageError."""
+    if not isinstance(path, Path):
+        return digest([path.read_bytes()])
     with explained("read", path):
         size = path.stat().st_size
     return digest(read_blocks(path, [slice(0, size)]))
 
 
-def identify_file(path: Path | str) -> tuple[int, int, int] | None:
-    """What tells whether a file was replaced: inode, size and time; None if there is no such file. Takes 1 us."""
+def identify_file(path: Home | str) -> tuple[int, int, int] | str | None:
+    """What tells whether a file was replaced: inode, size and time; None if there is no such file. Takes 1 us.
+
+    Of an object its ETag, which takes a request.
+    """
+    if not isinstance(path, (Path, str)):
+        return path.version()
     try:
         status = os.stat(path)  # noqa: PTH116 - for every row that is read
     except OSError:
@@ -186,7 +213,7 @@ def identify_file(path: Path | str) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def load(record: type[RecordT], path: Path) -> RecordT:
+def load(record: type[RecordT], path: Home) -> RecordT:
     """Read `path` as a `record`; raises StorageError or DatasetError."""
     return parse(record, read_bytes(path), path)
 
@@ -343,8 +370,10 @@ def locked(directory: Path, *, lock: bool = True) -> Iterator[None]:
             held.release()
 
 
-def find_holder(directory: Path) -> str | None:
-    """Who holds `directory`, in words; None if nobody does. For who only reads: it takes no lock."""
+def find_holder(directory: Home) -> str | None:
+    """Who holds `directory`, in words; None if nobody does. For who only reads: it takes no lock. Stores have none."""
+    if not isinstance(directory, Path):
+        return None
     from filelock import FileLock, Timeout
 
     path = directory / LOCK

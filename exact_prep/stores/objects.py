@@ -33,11 +33,14 @@ PART_BYTES = 64 << 20
 PARTS_AT_ONCE = 2
 """Parts that are held in memory and sent side by side."""
 
-FIRST_READ, LARGEST_READ = 1 << 18, 8 << 20
-"""Bytes of the first request of a file that is read in order, and of its later ones: each is twice as long."""
+FIRST_READ, LARGEST_READ = 1 << 16, 8 << 20
+"""Bytes of the first request of a file that is read in order, at least, and of later ones: each is twice as long."""
 
 RETRIES, RETRY_S = 10, 180
 """Tries after the first, and seconds in which they must begin."""
+
+USERS: list[int] = []
+"""The process that has used a store: this one, or one that it was forked from."""
 
 CLIENT_DEFAULTS = {"connect_timeout": "10s", "timeout": "300s"}
 """A part of 64 MiB must get through a slow line in time."""
@@ -88,11 +91,25 @@ class ObjectStore:
         self.url = url.rstrip("/")
         self._scheme, self._bucket, key = split_url(url)
         self._prefix = key.strip("/") + "/" if key.strip("/") else ""
-        self._client = client
+        self._connection = client
+
+    @property
+    def _client(self) -> Any:
+        """The client; raises StorageError in a process that was forked from one that has used a store.
+
+        Both would share the sockets' event queue: this process would wait for ever, and the other one may crash.
+        """
+        if USERS and USERS[0] != os.getpid():
+            raise StorageError(
+                f"{self.url} cannot be used in a process that was forked from one that has used a store; start workers "
+                "with spawn or forkserver, as in DataLoader(..., multiprocessing_context='forkserver')"
+            )
+        USERS[:] = [os.getpid()]
+        return self._connection
 
     def child(self, name: str) -> ObjectStore:
         """See Store."""
-        return ObjectStore(f"{self.url}/{name}", self._client)
+        return ObjectStore(f"{self.url}/{name}", self._connection)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See Store."""
@@ -110,6 +127,22 @@ class ObjectStore:
                 found = [one for page in obstore.list(self._client, folder or None) for one in page]
         entries = [Entry(one["path"][len(self._prefix) :], one["size"], one["e_tag"] or "") for one in found]
         yield from sorted(entry for entry in entries if entry.name and entry.name.startswith(prefix))
+
+    def list_folder(self) -> tuple[list[str], list[str]]:
+        """Names of the folders and of the objects right here, without what lies in the folders."""
+        import obstore
+
+        with self._explained("list", ""):
+            found = obstore.list_with_delimiter(self._client, self._prefix or None)
+        folders = [name[len(self._prefix) :] for name in found["common_prefixes"]]
+        return sorted(folders), sorted(one["path"][len(self._prefix) :] for one in found["objects"])
+
+    def is_empty(self) -> bool:
+        """Whether there is no object here, by one request."""
+        import obstore
+
+        with self._explained("list", ""):
+            return not any(page for page in obstore.list(self._client, self._prefix or None, chunk_size=1))
 
     def head(self, name: str) -> Entry | None:
         """Size and ETag of an object; None if there is none of that name."""
@@ -385,9 +418,12 @@ class ObjectPath:
     def __str__(self) -> str:
         return f"{self.store.url}/{self.name}"
 
-    def open(self, *, ahead: bool = True) -> ObjectFile:
-        """The object as a file. `ahead`: it will be read in order, in few requests; otherwise in those asked for."""
-        return ObjectFile(self, ahead=ahead)
+    def open(self, *, ahead: bool = True, stop: int | None = None) -> ObjectFile:
+        """The object as a file. `ahead`: it will be read in order, in few requests; otherwise in those asked for.
+
+        Nothing from byte `stop` on is asked for before it is read.
+        """
+        return ObjectFile(self, ahead=ahead, stop=stop)
 
 
 class ObjectFile(io.RawIOBase):
@@ -396,11 +432,12 @@ class ObjectFile(io.RawIOBase):
     Read in order, it asks for more each time, up to LARGEST_READ, and for the next range while this one is used.
     """
 
-    def __init__(self, path: ObjectPath, *, ahead: bool) -> None:
+    def __init__(self, path: ObjectPath, *, ahead: bool, stop: int | None = None) -> None:
         """At its start. Asks for nothing yet."""
         super().__init__()
         self.name = str(path)
         self._path, self._ahead = path, ahead
+        self._stop = path.bytes if stop is None else min(stop, path.bytes)
         self._at = 0
         self._start, self._data = 0, memoryview(b"")
         self._step = FIRST_READ
@@ -470,11 +507,12 @@ class ObjectFile(io.RawIOBase):
         if follows and self._next is not None:
             data = self._next.result()
         else:
-            self._step = FIRST_READ
-            data = self._fetch(self._at, min(self._at + max(size, self._step), self._path.bytes))
+            self._step = min(max(size, FIRST_READ), LARGEST_READ)
+            end = self._stop if self._at < self._stop else self._path.bytes
+            data = self._fetch(self._at, min(self._at + self._step, end))
         self._start, self._data, self._next = self._at, memoryview(data), None
         after = self._start + len(data)
-        if follows and after < self._path.bytes:
+        if follows and after < self._stop:
             self._step = min(2 * self._step, LARGEST_READ)
             self._reader = self._reader or ThreadPoolExecutor(1)
-            self._next = self._reader.submit(self._fetch, after, min(after + self._step, self._path.bytes))
+            self._next = self._reader.submit(self._fetch, after, min(after + self._step, self._stop))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import pickle
 import re
@@ -14,7 +15,7 @@ from fault_proxy import FAULTS
 
 from exact_prep.errors import StorageError, UsageError
 from exact_prep.stores import open_store
-from exact_prep.stores.objects import LARGEST_READ, ObjectPath, ObjectStore
+from exact_prep.stores.objects import FIRST_READ, LARGEST_READ, ObjectPath, ObjectStore
 from tests.store_laws import StoreLaws, list_names
 
 
@@ -212,11 +213,33 @@ def test_a_store_can_be_sent_to_another_process(bucket):
     assert again.url == store.url
 
 
-def open_file(bucket, data: bytes, *, ahead: bool):
+def read_size(store, queue) -> None:
+    try:
+        queue.put(store.size("a"))
+    except StorageError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_forked_process_is_told_to_be_started_otherwise(bucket, method):
+    """It would wait for ever: the sockets' event queue is the parent's."""
+    store = open_store(bucket.url, bucket.options)
+    store.write("a", b"123")
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    process = context.Process(target=read_size, args=(store, queue))
+    process.start()
+    answer = queue.get()
+    process.join()
+    assert answer == 3 if method != "fork" else "multiprocessing_context='forkserver'" in answer
+    assert store.read("a") == b"123"
+
+
+def open_file(bucket, data: bytes, *, ahead: bool, stop: int | None = None):
     store = open_store(bucket.url, bucket.options)
     store.write("file", data)
     entry = store.head("file")
-    return ObjectPath(store, "file", entry.bytes, entry.etag).open(ahead=ahead)
+    return ObjectPath(store, "file", entry.bytes, entry.etag).open(ahead=ahead, stop=stop)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -243,11 +266,19 @@ def test_a_file_that_is_read_in_order_takes_few_requests_and_one_that_is_not_tak
         del proxy.seen[:]
         pieces = list(iter(lambda: file.read(1 << 20), b""))
     assert b"".join(pieces) == data
-    # 256 KiB, then 1, 1, 2, 4 and 8 MiB: every byte is asked for once.
+    # 1, 1, 2, 4 and 8 MiB: every byte is asked for once.
     ranges = [tuple(map(int, re.findall(r"\d+", seen[2]))) for seen in proxy.seen]
     assert len(ranges) < 12
     assert sum(stop - start + 1 for start, stop in ranges) == len(data)
     assert max(stop - start + 1 for start, stop in ranges) == LARGEST_READ
+
+    with open_file(shaky, data, ahead=True, stop=20 << 20) as file:
+        del proxy.seen[:]
+        before = b"".join(file.read(1 << 18) for _ in range(80))
+        assert before == data[: 20 << 20]
+        assert max(int(seen[2].rpartition("-")[2]) for seen in proxy.seen) == (20 << 20) - 1
+        assert file.read(100) == data[20 << 20 :][:100]
+        assert int(proxy.seen[-1][2].rpartition("-")[2]) == (20 << 20) + FIRST_READ - 1
 
     with open_file(shaky, data, ahead=False) as file:
         del proxy.seen[:]
