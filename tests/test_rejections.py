@@ -161,10 +161,10 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path, name: str, content: bytes
     "arguments",
     [
         ["pack", "a.jsonl", "--tokenizer", "t.json", "--seq-len", "16", "--out", "s3://bucket/out"],
-        ["pack", "gs://bucket/a.jsonl", "--tokenizer", "t.json", "--seq-len", "16", "--out", "out"],
+        ["pack", "hdfs://host/a.jsonl", "--tokenizer", "t.json", "--seq-len", "16", "--out", "out"],
         ["weigh", "packed", "--out", "s3://bucket/weights.json"],
         ["report", "https://example.org/packed"],
-        ["verify", "s3://bucket/packed"],
+        ["show", "s3://bucket/packed"],
         ["export", "packed", "--to", "numpy", "--out", "s3://bucket/out"],
         ["demo", "--out", "s3://bucket/out"],
     ],
