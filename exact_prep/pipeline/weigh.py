@@ -423,21 +423,12 @@ def check_shards(dataset: Dataset | Measured) -> None:
     A shard that is a link, or has several names, is refused: what is written to it would change other copies too, such
     as the blobs of a Hugging Face cache, which several snapshots share.
     """
+    if isinstance(dataset, Measured):
+        return
     column = dataset.has_column
     home = dataset.path
-    if isinstance(dataset, Dataset) and not isinstance(home, Path):
-        if column:
-            raise UsageError(
-                f"{home} holds its weights in a column of the shards, and shards in a store are not rewritten;\npack "
-                "with --loss-weights table, or weigh a copy on this machine; `weigh --out FILE.json` writes the table"
-            )
-        for shard in dataset.shards:
-            found = dataset.shard_files.get(shard.file)
-            if found is None or found.bytes != shard.bytes:
-                raise DatasetError(
-                    f"{home / shard.file}: {'it is missing' if found is None else f'{found.bytes:,} bytes'}, the table "
-                    f"of shards says {shard.bytes:,} bytes; copy the dataset again"
-                )
+    if not isinstance(home, Path):
+        check_stored_shards(dataset)
         return
     for shard in dataset.shards:
         path = home / shard.file
@@ -457,6 +448,22 @@ def check_shards(dataset: Dataset | Measured) -> None:
         if column and not os.access(path, os.R_OK | os.W_OK):
             with explained("write", path):
                 raise PermissionError(13, "Permission denied")
+
+
+def check_stored_shards(dataset: Dataset) -> None:
+    """The same for a dataset in a store; raises UsageError for one whose shards hold the weights."""
+    if dataset.has_column:
+        raise UsageError(
+            f"{dataset.path} holds its weights in a column of the shards, and shards in a store are not rewritten;\n"
+            "pack with --loss-weights table, or weigh a copy on this machine; `weigh --out FILE.json` writes the table"
+        )
+    for shard in dataset.shards:
+        found = dataset.shard_files.get(shard.file)
+        if found is None or found.bytes != shard.bytes:
+            raise DatasetError(
+                f"{dataset.path / shard.file}: {'it is missing' if found is None else f'{found.bytes:,} bytes'}, the "
+                f"table of shards says {shard.bytes:,} bytes; copy the dataset again"
+            )
 
 
 def recount_exposure(job: Job, workers: int | None, emit: Emit) -> None:
