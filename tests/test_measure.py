@@ -680,6 +680,33 @@ def test_a_mixture_of_packed_and_measured_data(tmp_path, tokenizer_file, documen
     assert "use `exact-prep verify`" in alone.stderr
 
 
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
+def test_our_own_rows_measured_have_the_exposure_of_the_manifest(packing, tmp_path, tokenizer_file):
+    """As they are, and as the Parquet that `export` writes: two readers that share nothing with `pack`."""
+    from tests.runs import make_texts, write_jsonl
+
+    exact_prep.pack(
+        write_jsonl(tmp_path / "in.jsonl", make_texts(60)),
+        tmp_path / "packed",
+        seq_len=L,
+        packing=packing,
+        tokenizer=tokenizer_file,
+        tokenizer_backend="tokenizers",
+        progress=False,
+    )
+    exact_prep.weigh(tmp_path / "packed", progress=False)
+    command("export", tmp_path / "packed", "--to", "parquet", "-o", tmp_path / "parquet")
+    manifest = exact_prep.open(tmp_path / "packed").manifest
+    for name in ("packed", "parquet"):
+        measured = measure("huggingface", tmp_path / name, tmp_path / f"found-{name}", trainer="trl")
+        assert measured.exposure == manifest.exposure
+        assert (measured.rows, measured.seq_len) == (manifest.rows, L)
+        assert measured.tokens == manifest.ledger.row_tokens
+        assert measured.longest_context == manifest.longest_context
+        (weights,) = exact_prep.weigh(tmp_path / f"found-{name}", progress=False)
+        assert weights.lut.tolist() == load_weights(tmp_path / "packed").lut.tolist()
+
+
 @pytest.mark.parametrize("cut", ["disjoint", "fragment", "truncate"])
 def test_weights_beside_the_tokens(tmp_path, lengths, documents, cut):
     """Each token's weight is that of its context where the trainer cuts, one by one."""
