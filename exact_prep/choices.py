@@ -38,7 +38,9 @@ Order = Literal["expected", "file", "cache"]
 """The order in which a trainer lays documents end to end."""
 TokenType = Literal["uint16", "uint32", "int32", "int64"]
 Trainer = Literal["megatron", "olmo", "nanotron", "trl", "axolotl", "llama-factory", "llm-foundry", "nanogpt"]
-ExportFormat = Literal["megatron", "mds", "parquet", "levanter", "numpy", "lut", "row-weights", "sidecar"]
+ExportFormat = Literal[
+    "megatron", "mds", "parquet", "levanter", "numpy", "olmo", "datatrove", "lut", "row-weights", "sidecar"
+]
 
 MAX_COUNT = 2**63 - 1
 """Counts and seeds are kept as int64."""

@@ -707,6 +707,69 @@ def test_our_own_rows_measured_have_the_exposure_of_the_manifest(packing, tmp_pa
         assert weights.lut.tolist() == load_weights(tmp_path / "packed").lut.tolist()
 
 
+def pack_texts(tmp_path, tokenizer_file, **options):
+    """A weighed dataset of several tasks, whose last rows are padded."""
+    from tests.runs import make_texts, write_jsonl
+
+    source = write_jsonl(tmp_path / "in.jsonl", make_texts(60))
+    asked = {"seq_len": L, "tokenizer": tokenizer_file, "tokenizer_backend": "tokenizers", "task_size": 20_000}
+    exact_prep.pack(source, tmp_path / "packed", **asked | options, progress=False)
+    exact_prep.weigh(tmp_path / "packed", progress=False)
+    return exact_prep.open(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
+def test_rows_for_olmo_measured_again_have_the_same_exposure(packing, tmp_path, tokenizer_file):
+    dataset = pack_texts(tmp_path, tokenizer_file, packing=packing)
+    manifest, tokenizer = dataset.manifest, dataset.manifest.tokenizer
+    assert manifest.ledger.padding
+    assert tokenizer.pad_id == tokenizer.eos_id
+    command("export", tmp_path / "packed", "--to", "olmo", "-o", tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "export.json").read_text())
+    ids = np.fromfile(tmp_path / "out" / "part-00000.npy", said["dtype"])
+    assert ids.reshape(-1, L).tolist() == [row.input_ids.tolist() for row in dataset]
+    options = {"seq_len": L, "dtype": said["dtype"], "eos": said["eos_id"], "trainer": "olmo"}
+    measured = measure("olmo", tmp_path / "out", tmp_path / "found", **options)
+    assert measured.exposure.counts == manifest.exposure.counts
+    assert measured.exposure.segments == manifest.exposure.segments + manifest.ledger.padding  # each token a document
+    assert measured.rows == manifest.rows
+
+
+def test_documents_for_datatrove_measured_again_have_the_same_lengths(tmp_path, tokenizer_file):
+    dataset = pack_texts(tmp_path, tokenizer_file)
+    command("export", tmp_path / "packed", "--to", "datatrove", "-o", tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "export.json").read_text())
+    ends = np.fromfile(tmp_path / "out" / "tokens.ds.index", "<u8").astype(np.int64)
+    lengths = np.diff(ends, prepend=0)
+    _, known, counts = dataset.files.document_lengths()
+    assert sorted(lengths.tolist()) == np.sort(np.repeat(known, counts)).tolist()
+    ids = np.fromfile(tmp_path / "out" / "tokens.ds", said["dtype"])
+    eos_id = dataset.manifest.tokenizer.eos_id
+    assert ids.size == ends[-1] == dataset.manifest.ledger.row_tokens
+    assert np.flatnonzero(ids == eos_id).tolist() == (ends - 1).tolist()
+    measured = measure("datatrove", tmp_path / "out", tmp_path / "found", seq_len=L, eos=eos_id)
+    expect_cut(measured, [lengths.tolist()], "windows")
+
+
+def test_what_bare_ids_cannot_say_is_refused(tmp_path, tokenizer_file):
+    def refuse(name, kind, says, **options):
+        (tmp_path / name).mkdir()
+        pack_texts(tmp_path / name, tokenizer_file, **options)
+        done = command("export", tmp_path / name / "packed", "--to", kind, "-o", tmp_path / name / "out", check=2)
+        assert says in done.stderr.replace("\n", " ")
+        assert not (tmp_path / name / "out").exists()
+
+    refuse("apart", "datatrove", "pieces of a document lie apart", packing="best-fit")
+    refuse("without", "olmo", "was packed without; pack --eos", eos=False)
+    refuse("pad", "olmo", "padding that is not EOS", pad_token="id:5")
+    pq.write_table(pa.table({"ids": [[5, 7, 6, 7, 8, 7]] * 9}), tmp_path / "ids.parquet")
+    ids = {"ids_field": "ids", "documents": "rows", "tokenizer": tokenizer_file, "eos_token": "id:7", "seq_len": 16}
+    exact_prep.pack(tmp_path / "ids.parquet", tmp_path / "inside", **ids, eos=True, progress=False)
+    exact_prep.weigh(tmp_path / "inside", tail_from=8, allow_empty_tail=True, progress=False)
+    done = command("export", tmp_path / "inside", "--to", "olmo", "-o", tmp_path / "x", check=2)
+    assert "one holds it inside" in done.stderr.replace("\n", " ")
+
+
 @pytest.mark.parametrize("cut", ["disjoint", "fragment", "truncate"])
 def test_weights_beside_the_tokens(tmp_path, lengths, documents, cut):
     """Each token's weight is that of its context where the trainer cuts, one by one."""

@@ -20,6 +20,9 @@ Examples:
 """
 """What `--help` says: not the docstring, which `python -OO` removes."""
 
+UNWEIGHTED = ("olmo", "datatrove")
+"""Formats of ids alone."""
+
 
 def export(
     directory: Annotated[
@@ -29,8 +32,9 @@ def export(
         ExportFormat,
         typer.Option(
             help="megatron: .bin, .idx, weights beside them; mds: MosaicML streaming; parquet; levanter: its prebuilt "
-            "format; numpy: .npy to be mapped; lut: weight by position; row-weights: how often to draw each row; "
-            "sidecar: a weight beside each token that `measure` read."
+            "format; numpy: .npy to be mapped; olmo: bare ids by row; datatrove: documents end to end; lut: weight by "
+            "position; row-weights: how often to draw each row; sidecar: a weight beside each token that `measure` "
+            "read."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", callback=check_path, help="The new directory.")],
@@ -67,9 +71,8 @@ def export(
             lock=not no_lock,
             emit=display,
         )
-    typer.echo(
-        f"{out}: {made['rows']:,} rows of {made['seq_len']:,} tokens for {to}, weights aligned with the {made['align']}"
-    )
+    said = "no weights" if to in UNWEIGHTED else f"weights aligned with the {made['align']}"
+    typer.echo(f"{out}: {made['rows']:,} rows of {made['seq_len']:,} tokens for {to}, {said}")
     if is_split_in_two(directory):
         typer.echo(f"{out}: these are training rows alone; export {directory / 'validation'} for the others")
     if shares := made.get("tail_share_of_supervision"):

@@ -4,6 +4,8 @@
     mds.py           mds                  MosaicML streaming, through its own writer
     parquet.py       parquet, levanter    the columns as Parquet
     npy.py           numpy                .npy files to be mapped
+    olmo.py          olmo                 bare ids, row after row
+    datatrove.py     datatrove            documents end to end, and where they end
     lut.py           lut                  weight by position
     row_weights.py   row-weights          sampling weight by row
     sidecar.py       sidecar              weights beside the tokens of others
@@ -48,6 +50,8 @@ LAYOUTS: dict[ExportFormat, Layout] = {
     "parquet": Layout("parquet", ("target", "prediction")),
     "levanter": Layout("parquet", ("prediction",)),
     "numpy": Layout("npy", ("target", "prediction")),
+    "olmo": Layout("olmo", ("target",)),
+    "datatrove": Layout("datatrove", ("target",)),
     "lut": Layout("lut", ("target",)),
     "row-weights": Layout("row_weights", ("target",)),
     "sidecar": Layout("sidecar", ("target",)),

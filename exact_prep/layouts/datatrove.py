@@ -1,15 +1,17 @@
-"""`datatrove`: .ds files of ids with an .index of document ends, as datatrove tokenizes for nanotron. Read only.
+"""`datatrove`: .ds files of ids with an .index of document ends, as datatrove tokenizes for nanotron.
 
-The trainer reads each file in windows of L + 1 tokens that share nothing, and drops the rest.
+The trainer reads each file in windows of L + 1 tokens that share nothing, and drops the rest. So our rows cannot stay:
+documents are written end to end, without padding, and are measured again for the windows.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exact_prep.errors import DatasetError, UsageError
+from exact_prep.layouts.bare_ids import choose_dtype, narrow
 from exact_prep.layouts.foreign import (
     SAMPLES,
     Part,
@@ -24,13 +26,17 @@ from exact_prep.layouts.foreign import (
     read_numbers,
     stream_by_eos,
 )
+from exact_prep.reader.blocks import read_blocks
 from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from exact_prep.batches import Rows
+    from exact_prep.choices import Align
     from exact_prep.layouts.foreign import Watch
+    from exact_prep.reader.rows import PackedDataset
     from exact_prep.records.options import MeasureOptions
 
 
@@ -107,3 +113,52 @@ def check_sample(path: Path, dtype: np.dtype, eos_id: int) -> None:
             return np.frombuffer(file.read(length * dtype.itemsize), dtype)
 
         check_document_ends(read, starts[full], lengths[full], eos_id, path)
+
+
+def write(
+    dataset: PackedDataset, kind: str, out: Path, align: Align, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """tokens.ds and tokens.ds.index; raises UsageError where pieces of a document do not follow each other."""
+    dtype = choose_dtype(dataset)
+    path = out / "tokens.ds"
+    ends = DocumentEnds(dataset)
+    with explained("write", path), path.open("wb") as ids, index_path(path).open("wb") as index:
+        for block in read_blocks(dataset, align):
+            used = np.diff(np.concatenate([[0], np.cumsum(block.seq_lengths, dtype=np.int64)])[block.row_splits])
+            kept = np.arange(block.seq_len) < used[:, None]
+            ids.write(narrow(block.input_ids[kept], dtype, dataset).data.cast("B"))
+            index.write(ends.add(block).astype("<u8").tobytes())
+            progress(block.input_ids.size)
+        index.write(ends.close().astype("<u8").tobytes())
+    return {"files": {path.name: dtype.name, index_path(path).name: "where documents end, uint64"}, "dtype": dtype.name}
+
+
+class DocumentEnds:
+    """Where documents end in the stream of their pieces."""
+
+    def __init__(self, dataset: PackedDataset) -> None:
+        self._dataset, self._place = dataset, 0
+        self._expected = (-1, 0)
+        """The document that is being written, and where its next piece begins in it."""
+
+    def add(self, rows: Rows) -> np.ndarray:
+        """The ends that the first pieces of `rows` show: of documents before the last one, int64[N]."""
+        lengths = rows.seq_lengths.astype(np.int64)
+        if not lengths.size:
+            return np.empty(0, np.int64)
+        starts = self._place + np.cumsum(lengths) - lengths
+        begins = rows.doc_offsets == 0
+        document = np.concatenate([[self._expected[0]], rows.doc_ids[:-1]])
+        offset = np.concatenate([[self._expected[1]], (rows.doc_offsets + lengths)[:-1]])
+        if (~begins & ((rows.doc_ids != document) | (rows.doc_offsets != offset))).any():
+            raise UsageError(
+                f"{self._dataset.path}: pieces of a document lie apart, so documents cannot be written end to end; "
+                "pack with --packing concat and without --shuffle"
+            )
+        self._place += int(lengths.sum())
+        self._expected = (int(rows.doc_ids[-1]), int(rows.doc_offsets[-1] + lengths[-1]))
+        return starts[begins & (starts > 0)]
+
+    def close(self) -> np.ndarray:
+        """The end of the last document."""
+        return np.array([self._place] if self._place else [], np.int64)

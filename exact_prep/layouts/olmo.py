@@ -1,18 +1,24 @@
-"""`olmo`: OLMo's and dolma's .npy files, which are bare ids without NumPy's header. Read only.
+"""`olmo`: OLMo's and dolma's .npy files, which are bare ids without NumPy's header.
 
 OLMo-core's NumpyFSLDataset cuts each file into rows of L from its start and drops the rest; documents are told apart by
 their EOS. Its NumpyPackedFSLDataset packs documents, which it finds in the .csv.gz beside a file: start and end of
 each, made from EOS, so what follows the last EOS is dropped.
+
+Ours are written row after row: NumpyFSLDataset with the same sequence_length serves them as they are.
 """
 
 from __future__ import annotations
 
 import gzip
-from typing import TYPE_CHECKING
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exact_prep.errors import DatasetError, UsageError
+from exact_prep.layouts.bare_ids import check_eos, choose_dtype, narrow
+from exact_prep.layouts.bare_ids import need_eos as need_own_eos
 from exact_prep.layouts.foreign import (
     UNENDED,
     Part,
@@ -26,13 +32,17 @@ from exact_prep.layouts.foreign import (
     read_numbers,
     stream_by_eos,
 )
+from exact_prep.layouts.parquet import by_file
+from exact_prep.reader.blocks import read_blocks
 from exact_prep.stores.local import explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from exact_prep.choices import Align
     from exact_prep.layouts.foreign import Watch
+    from exact_prep.reader.rows import PackedDataset
     from exact_prep.records.options import MeasureOptions
 
 NUMPY = b"\x93NUMPY"
@@ -97,3 +107,27 @@ def read_index(path: Path, tokens: int, watch: Watch) -> Stream:
         yield ends - starts
 
     return Stream(tokens=last, lengths=walk(), dropped={UNENDED: tokens - last} if last < tokens else {})
+
+
+def write(
+    dataset: PackedDataset, kind: str, out: Path, align: Align, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """part-00000.npy and so on: bare ids. Weights come by position: `export --to lut`, or examples/measured_data.py."""
+    eos_id, dtype = need_own_eos(dataset, kind), choose_dtype(dataset)
+    if dataset.manifest.ledger.padding and dataset.manifest.tokenizer.pad_id != eos_id:
+        raise UsageError(
+            f"{dataset.path} has padding that is not EOS, which OLMo-core would take for a document; pack with "
+            f"--pad-token of the EOS token"
+        )
+    files: dict[str, str] = {}
+    rows = 0
+    for number, part in groupby(by_file(read_blocks(dataset, align)), itemgetter(0)):
+        name = f"part-{number:05d}.npy"
+        with explained("write", out / name), (out / name).open("wb") as file:
+            for _, block in part:
+                check_eos(block, eos_id, dataset, rows)
+                file.write(narrow(block.input_ids, dtype, dataset).data.cast("B"))
+                rows += len(block)
+                progress(block.input_ids.size)
+        files[name] = f"{dtype.name}, rows of {dataset.seq_len} ids end to end, without a header"
+    return {"files": files, "dtype": dtype.name, "eos_id": eos_id}
