@@ -42,6 +42,8 @@ TABLES = "tables"
 TOKENIZER = "tokenizer"
 WORK = ".work"
 PLAN = "plan.json"
+PART = "part-"
+"""How names of records of `measure` in WORK begin."""
 CLEARING = "clearing"
 """Marker in WORK: what the directory held is being removed, and counts for nothing."""
 SPOOL = ".stdin"
@@ -286,6 +288,8 @@ def find_datasets(directory: HomeT) -> list[HomeT]:
             raise DatasetError(f"{directory} is a file; name the directory of the dataset")
         if is_incomplete(directory):
             raise DatasetError(f"{directory} is incomplete; start the same `exact-prep pack` again, it continues")
+        if isinstance(directory, Path) and any((directory / WORK).glob(f"{PART}*")):
+            raise DatasetError(f"{directory} is incomplete; start the same `exact-prep measure` again, it continues")
         children: list[Any] = list_children(directory)
         found = [
             path

@@ -855,6 +855,7 @@ def test_a_stopped_measurement_goes_on_and_changed_files_are_read_again(tmp_path
     with pytest.raises(exact_prep.errors.Interrupted, match=r"goes on from here"):
         measure("datatrove", paths, tmp_path / "out", seq_len=L)
     assert not (tmp_path / "out" / "exposure.json").exists()
+    assert "start the same `exact-prep measure` again" in command("report", tmp_path / "out", check=1).stderr
 
     def count(task, meter):
         read.append(task.part.path.name)

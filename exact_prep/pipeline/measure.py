@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exact_prep.dataset import EXPOSURE, MANIFEST, WEIGHTS, WORK, check_outside_datasets, is_incomplete
+from exact_prep.dataset import EXPOSURE, MANIFEST, PART, WEIGHTS, WORK, check_outside_datasets, is_incomplete
 from exact_prep.errors import DatasetError, UsageError
 from exact_prep.layouts.foreign import load_layout
 from exact_prep.pipeline.events import Finished, Note, Phase, ignore
@@ -154,7 +154,7 @@ def count_parts(
     make_directory(work)
     tasks = {
         index: MeasureTask(
-            part=part, options=options, key=make_key(part, options), record=work / f"part-{index:07d}.json"
+            part=part, options=options, key=make_key(part, options), record=work / f"{PART}{index:07d}.json"
         )
         for index, part in enumerate(parts)
     }
