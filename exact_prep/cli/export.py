@@ -31,6 +31,7 @@ def export(
     to: Annotated[
         ExportFormat,
         typer.Option(
+            metavar="FORMAT",
             help="megatron: .bin, .idx, weights beside them; mds: MosaicML streaming; parquet; levanter: its prebuilt "
             "format; numpy: .npy to be mapped; olmo: bare ids by row; datatrove: documents end to end; lut: weight by "
             "position; row-weights: how often to draw each row; sidecar: a weight beside each token that `measure` "
