@@ -35,7 +35,7 @@ def export(
             help="megatron: .bin, .idx, weights beside them; mds: MosaicML streaming; parquet; levanter: its prebuilt "
             "format; numpy: .npy to be mapped; olmo: bare ids by row; datatrove: documents end to end; lut: weight by "
             "position; row-weights: how often to draw each row; sidecar: a weight beside each token that `measure` "
-            "read."
+            "read.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", callback=check_path, help="The new directory.")],

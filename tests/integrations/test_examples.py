@@ -24,7 +24,7 @@ NEEDS = {
     "trl_sft": "trl",
     "jax_flax": "flax",
 }
-NO_SCRIPTS = {"tiny_model", "megatron_dataset"}
+NO_SCRIPTS = {"measured_data", "tiny_model", "megatron_dataset"}
 
 
 @pytest.fixture(scope="module")
