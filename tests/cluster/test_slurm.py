@@ -52,7 +52,7 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def wait_until(reached, what: str, seconds: float = 60) -> None:
+def wait_until(reached, what: str, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
